@@ -1,0 +1,1 @@
+"""AIMS: attested identity, short-lived credentials, standard authorization and a stop for AI agents."""

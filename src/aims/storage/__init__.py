@@ -1,0 +1,5 @@
+"""Ground: the engine, guarded writes and the change feed, on SQLite and PostgreSQL alike.
+
+A request decides first and then hands over one ``Write`` (guards, effects, changes, audit record); the committer puts
+many of them into one transaction and tells each its own outcome. Nothing else in AIMS writes to the database.
+"""
