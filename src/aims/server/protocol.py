@@ -1,0 +1,113 @@
+"""The HTTP/1.1 connection of every listener: bounds that uvicorn lacks, and who is at the other end.
+
+uvicorn neither limits headers nor shows an application its TLS or unix peer, so this subclass of its httptools
+protocol does both. What it learns of the peer stands in ``scope["extensions"]["aims.peer"]`` as a ``UnixPeer`` or the
+connection's ``ssl.SSLObject``; nothing that a client sends can put it there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from dataclasses import dataclass
+from typing import Any, Final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MOST_HEADERS: Final = 64
+MOST_HEADER_OCTETS: Final = 32 * 1024
+MOST_URL_OCTETS: Final = 8 * 1024
+REQUEST_SECONDS: Final = 15.0
+PEER: Final = "aims.peer"
+
+_UCRED = struct.Struct("iII")
+
+
+@dataclass(frozen=True, slots=True)
+class UnixPeer:
+    """Who connected to a unix socket, as the kernel noted it at ``connect()``."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def unix_peer(connection: socket.socket) -> UnixPeer:
+    """Read SO_PEERCRED of a connected unix socket."""
+    pid, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return UnixPeer(pid, uid, gid)
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with limits on line, headers and time, and with the peer in the scope."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn itself
+        super().connection_made(transport)
+        self._peer: object = transport.get_extra_info("ssl_object")
+        connection = transport.get_extra_info("socket")
+        if self._peer is None and connection is not None and connection.family == socket.AF_UNIX:
+            # asyncio hides the options of its sockets behind a wrapper; the descriptor is the same connection.
+            with socket.socket(fileno=connection.fileno()) as view:
+                try:
+                    self._peer = unix_peer(view)
+                finally:
+                    view.detach()
+        self._octets = 0
+        self._refused = False
+        self._deadline: asyncio.TimerHandle | None = None
+        self._expect_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._request_arrived()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._octets = 0
+        self._expect_request()
+        self.scope["extensions"] = {PEER: self._peer}  # type: ignore[typeddict-item]  # ASGI lets servers add names
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > MOST_URL_OCTETS:
+            self._refuse("414 URI Too Long")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._octets += len(name) + len(value)
+        if self._octets > MOST_HEADER_OCTETS or len(self.headers) > MOST_HEADERS:
+            self._refuse("431 Request Header Fields Too Large")
+
+    def on_message_complete(self) -> None:
+        self._request_arrived()
+        super().on_message_complete()
+
+    def _expect_request(self) -> None:
+        # A connection that sends its request a byte an hour holds a slot for ever; idle ones are uvicorn's business.
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(REQUEST_SECONDS, self.transport.abort)
+
+    def _request_arrived(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def send_400_response(self, msg: str) -> None:
+        if not self._refused:  # our own answer is out already; this is uvicorn's reaction to the ended parser
+            super().send_400_response(msg)
+
+    def _refuse(self, status: str) -> None:
+        self._refused = True
+        self.transport.write(f"HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".encode("ascii"))
+        self.transport.close()
+        raise _RefusedError
+
+
+class _RefusedError(Exception):
+    """Ends the parser's callback chain; the parser wraps it into its own error."""
+
+
+def peer_of(scope: Any) -> object:
+    """Return the ``UnixPeer`` or SSL object of the connection a request came over, or None."""
+    return scope.get("extensions", {}).get(PEER)
