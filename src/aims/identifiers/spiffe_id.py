@@ -1,0 +1,91 @@
+"""The SPIFFE ID (SPIFFE-ID 2) and the default paths under which AIMS names things."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from aims.identifiers.errors import IdentifierError
+from aims.identifiers.syntax import MAX_OCTETS, check_path, check_segment, split
+from aims.identifiers.trust_domain import TrustDomain
+
+_SCHEME_OCTETS = len("spiffe://")
+# What nearly every text is; only a text that does not fit takes the slower way, which finds out why.
+_PLAIN = re.compile(r"spiffe://([a-z0-9._-]{1,255})((?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)+)", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class SpiffeId:
+    """``spiffe://TRUST-DOMAIN/PATH``, at most 2048 octets.
+
+    ``path`` is "" for the identifier of the trust domain itself, else ``/segment`` one or more times.
+
+    Raises:
+        IdentifierError: the parts are no SPIFFE ID.
+    """
+
+    trust_domain: TrustDomain
+    path: str
+
+    def __post_init__(self) -> None:
+        if _SCHEME_OCTETS + len(self.trust_domain.name) + len(self.path) > MAX_OCTETS:
+            raise IdentifierError("too_long")
+        check_path("spiffe", self.path)
+
+    @classmethod
+    def parse(cls, text: str) -> SpiffeId:
+        """Read a SPIFFE ID, with or without a path."""
+        plain = _PLAIN.fullmatch(text) if len(text) <= MAX_OCTETS else None
+        if plain is not None:
+            return cls(TrustDomain(plain[1]), plain[2])
+        scheme, name, path = split(text)
+        if scheme != "spiffe":
+            raise IdentifierError("unknown_scheme", "a SPIFFE ID begins with spiffe://")
+        return cls(TrustDomain(name), path)
+
+    @classmethod
+    def parse_workload(cls, text: str) -> SpiffeId:
+        """Read the SPIFFE ID of a workload: one with a path (``empty_path`` otherwise)."""
+        parsed = cls.parse(text)
+        if not parsed.path:
+            raise IdentifierError("empty_path")
+        return parsed
+
+    @classmethod
+    def build(cls, trust_domain: TrustDomain, *segments: str) -> SpiffeId:
+        """Join segments. Each must be one segment by itself, so that no value from outside can add or climb a level."""
+        for segment in segments:
+            check_segment(segment)
+        return cls(trust_domain, "".join(f"/{segment}" for segment in segments))
+
+    @classmethod
+    def agent(cls, trust_domain: TrustDomain, name: str) -> SpiffeId:
+        """``agents/NAME``: an AI agent."""
+        return cls.build(trust_domain, "agents", name)
+
+    @classmethod
+    def sub_agent(cls, trust_domain: TrustDomain, name: str, child: str) -> SpiffeId:
+        """``agents/NAME/sub/CHILD``: an identity below an agent's own."""
+        return cls.build(trust_domain, "agents", name, "sub", child)
+
+    @classmethod
+    def service(cls, trust_domain: TrustDomain, name: str) -> SpiffeId:
+        """``services/NAME``: a tool or other protected resource."""
+        return cls.build(trust_domain, "services", name)
+
+    @classmethod
+    def node(cls, trust_domain: TrustDomain, name: str) -> SpiffeId:
+        """``nodes/NAME``: the daemon of one host."""
+        return cls.build(trust_domain, "nodes", name)
+
+    @property
+    def segments(self) -> tuple[str, ...]:
+        """The path, segment by segment; empty for a trust domain's own identifier."""
+        return tuple(self.path.split("/")[1:])
+
+    def is_member_of(self, trust_domain: TrustDomain) -> bool:
+        """Tell whether this identifier lies in ``trust_domain``."""
+        return self.trust_domain == trust_domain
+
+    def __str__(self) -> str:
+        return f"spiffe://{self.trust_domain.name}{self.path}"
