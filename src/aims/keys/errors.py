@@ -1,0 +1,36 @@
+"""What can go wrong with a key or a key store."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from aims.errors import AimsError, reasons
+
+
+class KeyStoreError(AimsError):
+    """A key or key store was refused."""
+
+    layer: ClassVar[str] = "keys"
+    reasons = reasons(
+        uri=("The key store's address is not usable.", "Write memory: or file:/absolute/folder."),
+        scheme=("No key store answers to this scheme.", "Known schemes are memory: and file:."),
+        permissions=(
+            "A key folder or file is open to other users.",
+            "Run chmod 700 on the folder and 600 on its files.",
+        ),
+        owner=("A key folder or file belongs to another user.", "Run under the owner's account, or chown it."),
+        symlink=("A key folder or file is a symbolic link.", "Name the real folder and put real files into it."),
+        not_regular=("A key folder or file is of the wrong kind.", "Remove what stands at this place."),
+        unavailable=("The key store cannot be read or written now.", "Look at the disk: space, mount, rights."),
+        missing=("The key is not in the store.", "Check the store's address, or restore the key from its backup."),
+        exists=("The key is in the store already; keys are never overwritten.", ""),
+        malformed=("A stored key is damaged.", "Restore the file from a backup, or remove it and rotate."),
+        purpose=("The key was made for another purpose.", "Each purpose has keys of its own."),
+        algorithm=("The purpose does not allow this algorithm.", ""),
+        kid=("The key identifier is not one of ours.", ""),
+        no_current=("The purpose has no current key.", "Start the server once so that it creates its keys."),
+        no_next=("The purpose has no next key to activate.", "Prepare a key first and publish it."),
+        next_exists=("The purpose has a next key already.", "Activate it before you prepare another."),
+        changed=("Another process changed the key slots.", "Load the key ring again."),
+        not_local=("The key cannot leave its store.", "Await its signature instead."),
+    )
