@@ -1,0 +1,89 @@
+"""What the node refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from aims.errors import AimsError, Reason, reasons
+
+_AGAIN = "Start it again with `aims run`."
+
+
+class NodeError(AimsError):
+    """The node refused to start, to recognise or to vouch for a process."""
+
+    layer: ClassVar[str] = "node"
+    reasons: ClassVar[Mapping[str, Reason]] = reasons(
+        # who may ask
+        kernel_too_old=(
+            "This kernel cannot name the process behind a socket.",
+            "The node needs Linux 6.5; `aims doctor` says what works below it.",
+        ),
+        peer_unknown=(
+            "The process behind the socket is outside of this pid namespace.",
+            "Run the agent and the node in one pid namespace.",
+        ),
+        peer_gone=("The process behind the socket has ended.", "Keep the process that connects alive."),
+        uid_forbidden=(
+            "This user may not start this agent.",
+            "Ask as the user who registered it, or add the user to those who may launch it.",
+        ),
+        launch_nested=(
+            "A process that the node started may not start others or administer.",
+            "Ask from a shell that was not started by `aims run`.",
+        ),
+        not_registered=("No approved agent has this name.", "Register it: aims agent register NAME -- CMD"),
+        # the request
+        request_malformed=("The launch request cannot be read.", "Use the `aims run` of the node's own version."),
+        request_too_large=(
+            "Arguments and environment are larger than 256 KiB.",
+            "Shorten them, or start with a smaller environment: env -i aims run …",
+        ),
+        request_slow=("The launch request did not arrive in time.", "Send it within 5 seconds of connecting."),
+        descriptors=(
+            "The launch request came with the wrong descriptors.",
+            "Pass standard input, output and error (file, pipe, socket or terminal) and the current folder.",
+        ),
+        launches_full=("The node runs as many processes as it may.", "End one, then start again."),
+        stopping=("The node is stopping.", "Start it again: aims up"),
+        node_gone=("The node is not there, or ended while the agent ran.", "Start it: aims up"),
+        socket_path=(
+            "The path of a socket is longer than 100 bytes.",
+            "Choose a shorter folder: set XDG_RUNTIME_DIR to one.",
+        ),
+        # the program
+        program_not_found=("The program was not found.", "Check its name, PATH and the current folder."),
+        program_not_executable=("The program may not be executed.", "Make it executable, or name its interpreter."),
+        program_unsupported=(
+            "The program is neither an ELF nor a script whose interpreter is one.",
+            "Name the interpreter itself, for example the python of the virtual environment.",
+        ),
+        program_missing=(
+            "The interpreter would read its program from somewhere that cannot be measured.",
+            "Name a script file, -m MODULE or -c CODE; options that change where code comes from are refused.",
+        ),
+        root_refused=(
+            "This folder is too wide to be a code root.",
+            "Choose the project's own folder, never a home folder or /; for -m and -c add -P, or change the folder.",
+        ),
+        code_too_large=(
+            "The code roots hold more than 50,000 files or 2 GiB.",
+            "Choose narrower roots, or a virtual environment of the agent's own.",
+        ),
+        code_unreadable=("A file of the program cannot be measured.", "Check that it exists and can be read."),
+        code_changing=("A file changed while it was measured.", "Start again when nothing writes to the code."),
+        launch_mismatch=(
+            "The program is not the one that was approved.",
+            "If the change is meant: aims agent approve NAME -- CMD",
+        ),
+        start_failed=("The program could not be started.", "See the node's log."),
+        # what was started
+        not_launched=("The node did not start this process.", "Start it with: aims run --as NAME -- CMD"),
+        launch_ended=("The launched process has ended.", _AGAIN),
+        exe_changed=("The launched process runs another executable now.", _AGAIN),
+        exe_unreadable=(
+            "The executable of the launched process cannot be looked at.",
+            "A process that makes itself undumpable cannot be vouched for by a node without privileges.",
+        ),
+    )
