@@ -81,7 +81,14 @@ class Effect:
     """One row-level statement (SQLAlchemy Core insert, update or delete) and its parameters.
 
     Effects of the same statement object are executed together; build statements once per module, not per request.
-    ``must_match`` refuses the Write (``storage.conflict``) unless at least one row was inserted, updated or deleted.
+    ``must_match`` refuses the Write (``storage.conflict``) unless at least one row was inserted, updated or deleted;
+    a plain insert then skips a key that exists. It is cheapest as the first effect of a Write without ``consume``;
+    elsewhere a conflict makes the whole batch run twice. A unique or foreign key broken by any other effect ends in
+    ``CONFLICT`` too, at a higher price.
+
+    The statement returns nothing and expands no list, and the parameters name every value that is not fixed in it:
+    Python defaults of columns are not run. An upsert is ``sqlalchemy.dialects.postgresql.insert(...).on_conflict_...``
+    with ``index_elements``, which both back ends understand.
     """
 
     statement: UpdateBase
@@ -135,3 +142,16 @@ class Write:
     changes: tuple[Change, ...] = ()
     lost: tuple[Effect, ...] = ()
     lost_changes: tuple[Change, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.lost or self.lost_changes) and self.consume is None:
+            raise ValueError("only a consume can be lost")
+        if any(effect.must_match for effect in self.lost):
+            raise ValueError("what happens after a lost consume cannot be refused again")
+
+    @property
+    def guarded(self) -> bool:
+        """Whether something other than a broken key can refuse the Write."""
+        return bool(
+            self.names or self.claims or self.consume is not None or any(effect.must_match for effect in self.effects)
+        )
