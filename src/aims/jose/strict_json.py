@@ -1,0 +1,81 @@
+"""JSON objects from outside: strict UTF-8, each member once, bounded depth and bounded integers.
+
+msgspec refuses NaN, byte order marks, lone surrogates and trailing octets, but lets the last of two equal names win
+and knows no bound on integers. Most documents are written compactly by a machine, and for those encoding the result
+again gives the same octets, which proves that nothing was lost. Everything else is read a second time with care.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NoReturn, cast
+
+import msgspec
+
+from aims.jose.errors import JoseError
+
+MAX_DEPTH = 16
+MAX_INTEGER = 2**53 - 1  # what every JSON reader holds exactly (RFC 7493 2.2)
+
+_DIGITS = bytes.maketrans(b"0123456789", b"0000000000")
+_LONG_NUMBER = b"0" * 16  # the shortest run of digits that can exceed MAX_INTEGER
+_STRUCTURE = re.compile(rb'\\.|["{}\[\]]', re.DOTALL)
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+
+
+def read_object(octets: bytes, *, max_depth: int = MAX_DEPTH, max_integer: int = MAX_INTEGER) -> dict[str, Any]:
+    """Return the JSON object in ``octets``; bounding their number is the caller's part.
+
+    Raises:
+        JoseError: ``duplicate_member``, or ``malformed`` for everything else.
+    """
+    # Neither reader may recurse deeper than the bound; few brackets cannot be deep.
+    if octets.count(b"{") + octets.count(b"[") > max_depth and _depth(octets) > max_depth:
+        raise JoseError("malformed", "nested too deep")
+    try:
+        value = _decode(octets)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise JoseError("malformed", f"not JSON: {error}") from None
+    if type(value) is not dict:
+        raise JoseError("malformed", "not a JSON object")
+    if _encode(value) != octets or _LONG_NUMBER in octets.translate(_DIGITS):
+        _read_again(octets, max_integer)
+    return cast("dict[str, Any]", value)
+
+
+def _read_again(octets: bytes, max_integer: int) -> None:
+    def integer(digits: str) -> int:
+        if len(digits) > 20 or abs(int(digits)) > max_integer:
+            raise JoseError("malformed", "integer out of bounds")
+        return 0
+
+    def constant(name: str) -> NoReturn:
+        raise JoseError("malformed", f"{name} is not JSON")
+
+    json.loads(octets, object_pairs_hook=_each_once, parse_int=integer, parse_constant=constant)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> None:
+    names = [name for name, _ in pairs]
+    if len(set(names)) != len(names):
+        raise JoseError("duplicate_member")
+
+
+def _depth(octets: bytes) -> int:
+    """Return the deepest nesting of brackets outside strings, in one pass and without recursion."""
+    depth = deepest = 0
+    inside = False
+    for found in _STRUCTURE.finditer(octets):
+        mark = found[0]
+        if mark == b'"':
+            inside = not inside
+        elif inside or len(mark) == 2:
+            continue
+        elif mark in b"{[":
+            depth += 1
+            deepest = max(deepest, depth)
+        else:
+            depth -= 1
+    return deepest
