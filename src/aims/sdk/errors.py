@@ -1,0 +1,34 @@
+"""Why the SDK could not do what it was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from aims.errors import AimsError, Reason, reasons
+
+_EXAMPLE = "Write unix:///run/aims/workload.sock, or start the program with `aims run`."
+
+
+class SdkError(AimsError):
+    """An agent's or a service's own side of AIMS failed, or the node refused."""
+
+    layer: ClassVar[str] = "sdk"
+    reasons: ClassVar[Mapping[str, Reason]] = reasons(
+        endpoint_missing=("The address of the Workload API is not known.", f"Set SPIFFE_ENDPOINT_SOCKET. {_EXAMPLE}"),
+        endpoint_malformed=("The address of the Workload API is not unix: with an absolute path.", _EXAMPLE),
+        endpoint_tcp=(
+            "The Workload API is not used over TCP: nothing tells the node who is at the other end.",
+            _EXAMPLE,
+        ),
+        denied=(
+            "The node has no identity for this process, or not the one asked for.",
+            "Stop using what was given before. Start the program with `aims run`.",
+        ),
+        unavailable=("The node cannot be reached or cannot answer now.", "Try again; `aims doctor` says why."),
+        deadline=("The node did not answer in time.", "Try again; `aims doctor` says why."),
+        refused=("The node refused the request as wrong.", "Asking again does not help."),
+        unsupported=("The node does not offer this part of the Workload API.", "Asking again does not help."),
+        response_invalid=("The answer of the Workload API breaks its specification and was dropped.", ""),
+        response_too_large=("The answer of the Workload API is larger than 4 MiB and was not read.", ""),
+    )
