@@ -28,6 +28,11 @@ class PolicyError(AimsError):
             "A name or a fact is empty, too long or of the wrong type.",
         ),
         # the bundle
+        changed=("Another policy came into force at the same moment.", "Look at it, then try again."),
+        inactive=(
+            "No policy is in force yet, so nothing is decided.",
+            "Wait for the server's start to end, or apply one.",
+        ),
         bundle_file=(
             "The policy bundle holds a file that does not belong there.",
             "A bundle is policy.cedarschema, tables.toml and *.cedar as plain files, nothing else.",

@@ -177,13 +177,17 @@ class Transmitter(Row, frozen=True):
     """Whom another party's security events may hit, and how hard."""
 
     issuer: Url
-    subjects: Annotated[tuple[Pattern | Literal["people"], ...], Meta(min_length=1, max_length=64)]
-    """``people`` (those mapped to this issuer) or patterns of SPIFFE IDs."""
+    people: bool
+    """May it speak of the people that are mapped to this issuer?"""
+    subjects: Annotated[tuple[Pattern, ...], Meta(max_length=64)]
+    """Patterns of the SPIFFE IDs that it may speak of."""
     events: Annotated[tuple[Url, ...], Meta(min_length=1, max_length=64)]
     strongest: SignalAction
     per_minute: Annotated[int, Meta(ge=1, le=6000)]
 
     def __post_init__(self) -> None:
+        if not self.people and not self.subjects:
+            raise ValueError("a transmitter that may speak of nobody has no use")
         _distinct("subjects", self.subjects)
         _distinct("events", self.events)
 

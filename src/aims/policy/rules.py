@@ -16,9 +16,11 @@ from aims.policy.question import ACTIONS
 MAX_RULES = 1024
 MAX_DEPTH = 32
 MAX_CHAIN = 16
+MAX_STATEMENT = 4096
 _RULE_ID = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _STRING_OR_COMMENT = re.compile(r'"(?:[^"\\]|\\.)*+"?|//[^\n]*+', re.DOTALL)
 _LONG_CHAIN = re.compile(rf"(?:\.[A-Za-z_][A-Za-z0-9_]*){{{MAX_CHAIN + 1}}}")
+_BRACKET = re.compile(r"[()\[\]{}<>]")
 _SPACE = re.compile(r"\s+")
 
 
@@ -35,18 +37,20 @@ class Rules:
 
 
 def check_depth(name: str, text: str) -> None:
-    """Refuse (``policy.bundle_size``) text that nests or chains so deeply that Cedar's parser could fall over it.
+    """Refuse (``policy.bundle_size``) text that Cedar's parser could fall over.
 
-    Cedar parses by recursion and without a limit of its own: some thousand brackets end the process, and long chains
-    of members take minutes.
+    Cedar parses by recursion and without a limit of its own: some thousand brackets or operators in one expression end
+    the process, and long chains of members take minutes. Strings and comments do not count, spaces neither.
     """
-    bare = _STRING_OR_COMMENT.sub(lambda found: " " if found[0].startswith("/") else '""', text)
+    bare = _SPACE.sub("", _STRING_OR_COMMENT.sub(lambda found: " " if found[0].startswith("/") else '""', text))
     depth = 0
-    for character in re.findall(r"[()\[\]{}]", bare):
-        depth = depth + 1 if character in "([{" else max(0, depth - 1)
+    for character in _BRACKET.findall(bare if name.endswith("schema") else bare.replace("<", "").replace(">", "")):
+        depth = depth + 1 if character in "([{<" else max(0, depth - 1)
         if depth > MAX_DEPTH:
             raise PolicyError("bundle_size", f"{name} nests deeper than {MAX_DEPTH}")
-    if _LONG_CHAIN.search(_SPACE.sub("", bare)):
+    if max(map(len, bare.split(";"))) > MAX_STATEMENT:
+        raise PolicyError("bundle_size", f"{name} has a statement of more than {MAX_STATEMENT} characters")
+    if _LONG_CHAIN.search(bare):
         raise PolicyError("bundle_size", f"{name} chains more than {MAX_CHAIN} members")
 
 

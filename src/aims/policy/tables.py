@@ -238,10 +238,10 @@ class Tables:
             raise PolicyError("purpose", f"purposes.{row.name} asks for the scopes {missing}")
         return row
 
-    def transmitter(self, issuer: str, event: str, subject: str, action: SignalAction) -> Transmitter:
+    def transmitter(self, issuer: str, event: str, subject: str | None, action: SignalAction) -> Transmitter:
         """Return the transmitter's row if it may cause ``action`` on ``subject`` by ``event``.
 
-        ``subject`` is a full SPIFFE ID, or ``people`` for a person mapped to this issuer. Raises
+        ``subject`` is a full SPIFFE ID, or None for a person who is mapped to this issuer. Raises
         ``policy.transmitter``.
         """
         row = self._transmitters.get(issuer)
@@ -249,11 +249,14 @@ class Tables:
             raise PolicyError("transmitter", f"no row for the issuer {issuer[:200]!r}")
         if event not in row.events:
             raise PolicyError("transmitter", f"transmitters.{row.name} does not list the event {event[:200]!r}")
-        if not any(
-            subject == "people" if entry == "people" else matches(entry, subject, self._trust_domain)
-            for entry in row.subjects
-        ):
-            raise PolicyError("transmitter", f"transmitters.{row.name} does not speak of {subject[:200]!r}")
+        if subject is None:
+            known = row.people
+        else:
+            known = any(matches(pattern, subject, self._trust_domain) for pattern in row.subjects)
+        if not known:
+            raise PolicyError(
+                "transmitter", f"transmitters.{row.name} does not speak of {(subject or 'people')[:200]!r}"
+            )
         if ACTIONS_OF_SIGNALS.index(action) > ACTIONS_OF_SIGNALS.index(row.strongest):
             raise PolicyError("transmitter", f"transmitters.{row.name} ends at {row.strongest}")
         return row

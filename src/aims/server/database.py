@@ -16,7 +16,7 @@ from aims.storage.engine import Location, connect_sqlite, sqlite_failure
 from aims.storage.errors import StorageError
 from aims.storage.schema import metadata
 
-STORES = ("aims.storage.schema",)
+STORES = ("aims.storage.schema", "aims.policy.store")
 """Every module that declares tables. A room adds its ``store`` here, and a revision to ``migrations/versions``."""
 
 _MIGRATIONS = Path(__file__).parent / "migrations"

@@ -1,7 +1,7 @@
 """The HTTP/1.1 connection of every listener: bounds that uvicorn lacks, and who is at the other end.
 
 uvicorn neither limits headers nor shows an application its TLS or unix peer, so this subclass of its httptools
-protocol does both. What it learns of the peer stands in ``scope["extensions"]["aims.peer"]`` as a ``UnixPeer`` or the
+protocol does both. What it learns of the peer stands in the scope for ``peer_of`` to find, as a ``UnixPeer`` or the
 connection's ``ssl.SSLObject``; nothing that a client sends can put it there.
 """
 
@@ -66,7 +66,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._octets = 0
         self._expect_request()
-        self.scope["extensions"] = {PEER: self._peer}  # type: ignore[typeddict-item]  # ASGI lets servers add names
+        self.scope["extensions"] = {PEER: {"is": self._peer}}
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -110,4 +110,4 @@ class _RefusedError(Exception):
 
 def peer_of(scope: Any) -> object:
     """Return the ``UnixPeer`` or SSL object of the connection a request came over, or None."""
-    return scope.get("extensions", {}).get(PEER)
+    return scope.get("extensions", {}).get(PEER, {}).get("is")

@@ -1,0 +1,1 @@
+"""Rim: the command line; every command parses, calls and prints, and decides nothing."""

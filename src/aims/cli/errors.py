@@ -1,0 +1,17 @@
+"""What a command itself can refuse; everything else comes from the layer that refused."""
+
+from __future__ import annotations
+
+from aims.errors import AimsError, reasons
+
+
+class CliError(AimsError):
+    """A command could not be carried out."""
+
+    layer = "cli"
+    reasons = reasons(
+        answer=("The server's answer makes no sense to this version of the command.", "Use the server's own version."),
+        refused=("The server refused.", "The lines above say why; `aims explain CODE` says more."),
+        file=("A file cannot be read.", "Check its path and mode."),
+        platform=("AIMS runs on Linux.", "Elsewhere only the verifying parts of the SDK work."),
+    )

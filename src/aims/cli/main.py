@@ -1,0 +1,36 @@
+"""``aims``: the root of the command line. Commands are imported when they are called."""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+from cyclopts import App, CycloptsError
+
+from aims import __version__
+from aims.cli.output import USAGE, complain
+from aims.errors import AimsError
+
+app: Final = App(
+    name="aims",
+    help="Attested identity, short-lived credentials, authorization and a stop for AI agents.",
+    version_flags=["--version"],
+    version=__version__,
+)
+app.command("aims.cli.demo:demo", name="demo", help="Play the whole story with real processes on loopback.")
+app.command("aims.cli.up:up", name="up", help="Start a trust domain on this host and keep it running.")
+app.command("aims.cli.doctor:doctor", name="doctor", help="Check the set-up and print the fix for each finding.")
+app.command("aims.cli.policy:app", name="policy", help="Ask the policy what it decides, and why.")
+app.command("aims.cli.audit:app", name="audit", help="Verify the tamper-evident log.")
+
+
+def main() -> None:
+    """Run one command; the exit status says how it went (0 done, 1 refused or failed, 2 wrong usage)."""
+    try:
+        sys.exit(app(exit_on_error=False, print_error=True) or 0)
+    except CycloptsError:
+        sys.exit(USAGE)
+    except AimsError as error:
+        sys.exit(complain(error))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,38 @@
+"""How commands speak: text for people, one JSON document for programs, errors with their code and what to do."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Literal
+
+import msgspec
+from cyclopts import Parameter
+
+from aims.errors import AimsError
+
+Output = Annotated[Literal["text", "json"], Parameter(name="--output", help="text, or one JSON document")]
+
+REFUSED = 1
+USAGE = 2
+
+
+def say(text: str) -> None:
+    """Print a line on standard output."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def show(value: object, output: Output, text: str) -> None:
+    """Print ``value`` as JSON or ``text``, as the caller asked."""
+    say(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() if output == "json" else text)
+
+
+def complain(error: AimsError) -> int:
+    """Print an error of ours on standard error and return the exit status."""
+    lines = [f"aims: {error.code}: {error.sentence}"]
+    if error.detail:
+        lines.append(f"      {error.detail}")
+    if error.hint:
+        lines.append(f" fix: {error.hint}")
+    sys.stderr.write("\n".join(lines) + "\n")
+    return REFUSED

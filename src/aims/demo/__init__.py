@@ -1,0 +1,1 @@
+"""Rim: the story that `aims demo` tells, with real processes on loopback."""

@@ -1,0 +1,115 @@
+"""One worker process: its own memory, its own writer thread, and the listeners that it shares with its siblings.
+
+It reads its order on standard input, says ``ready`` on standard output once it answers, and ends when it is told to,
+or at once when the supervisor is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import uvicorn
+import uvloop
+
+from aims.clock import SystemClock, SystemIds
+from aims.server.admin import AdminDoor
+from aims.server.administration import routes
+from aims.server.core import Core
+from aims.server.http import App
+from aims.server.log import start_logging
+from aims.server.protocol import BoundedProtocol
+from aims.server.supervisor import WorkerOrder
+from aims.storage.database import Database
+
+LOAD_SECONDS: Final = 20.0
+GRACE_SECONDS: Final = 5
+ORPHANED: Final = 75
+KEEP_ALIVE_SECONDS: Final = 30
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers: one process has several of it, and one way to stop."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _server(app: App, **options: Any) -> _Server:
+    return _Server(
+        uvicorn.Config(
+            app,
+            http=BoundedProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+            **options,
+        )
+    )
+
+
+async def work(order: WorkerOrder) -> None:
+    """Serve until SIGTERM."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stopping.set)
+    # Ctrl-C reaches the whole group of the terminal; the supervisor decides what it means.
+    loop.add_signal_handler(signal.SIGINT, lambda: None)
+    # The supervisor's end of this pipe closes when it ends, however it ends.
+    loop.add_reader(order.life, os._exit, ORPHANED)
+    clock = SystemClock()
+    ids = SystemIds(clock)
+    settings = order.settings
+    database = Database.open(settings.database_url, clock=clock, ids=ids, folder=settings.server_dir)
+    try:
+        core = Core(settings, clock=clock, ids=ids, database=database)
+        core.follow()
+        database.feed.start(loop)
+        async with asyncio.timeout(LOAD_SECONDS):
+            await core.loaded.wait()
+        servers = [(_server(AdminDoor(core, routes(core))), [socket.socket(fileno=order.admin)])]
+        async with asyncio.TaskGroup() as tasks:
+            for server, sockets in servers:
+                tasks.create_task(server.serve(sockets=sockets))
+            for server, _ in servers:
+                await server.listening.wait()
+            sys.stdout.write("ready\n")
+            sys.stdout.flush()
+            await stopping.wait()
+            for server, _ in servers:
+                server.should_exit = True
+    finally:
+        database.close()
+
+
+def main() -> None:
+    """Run one worker with the order that stands on standard input."""
+    start_logging()
+    order = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerOrder, dec_hook=lambda _, text: Path(text))
+    uvloop.run(work(order))
+
+
+if __name__ == "__main__":
+    main()
