@@ -118,13 +118,14 @@ def sign_raw(algorithm: str, key: PrivateKey, data: bytes) -> bytes:
         JoseError: ``alg``, the key does not fit the algorithm.
     """
     row = ALGORITHMS.get(algorithm)
-    if row is None or algorithm not in fitting(key.public_key()):
-        raise JoseError("alg", f"{algorithm} does not fit the signing key")
-    if row.ecdsa is not None and isinstance(key, ec.EllipticCurvePrivateKey):
-        r, s = decode_dss_signature(key.sign(data, row.ecdsa))
-        return r.to_bytes(row.octets, "big") + s.to_bytes(row.octets, "big")
-    if row.hash is not None and row.padding is not None and isinstance(key, rsa.RSAPrivateKey):
-        return key.sign(data, row.padding, row.hash)
-    if isinstance(key, ed25519.Ed25519PrivateKey):
-        return key.sign(data)
+    if row is not None:
+        if row.ecdsa is not None and isinstance(key, ec.EllipticCurvePrivateKey):
+            if CURVES.get(key.curve.name) == row.curve:
+                r, s = decode_dss_signature(key.sign(data, row.ecdsa))
+                return r.to_bytes(row.octets, "big") + s.to_bytes(row.octets, "big")
+        elif row.hash is not None and row.padding is not None and isinstance(key, rsa.RSAPrivateKey):
+            if MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
+                return key.sign(data, row.padding, row.hash)
+        elif row.kty == "OKP" and isinstance(key, ed25519.Ed25519PrivateKey):
+            return key.sign(data)
     raise JoseError("alg", f"{algorithm} does not fit the signing key")
