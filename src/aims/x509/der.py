@@ -1,0 +1,55 @@
+"""The little of DER (X.690) that AIMS reads by itself: one element at a time, definite and shortest lengths only."""
+
+from __future__ import annotations
+
+from aims.x509.errors import X509Error
+
+INTEGER = 0x02
+UTF8_STRING = 0x0C
+SEQUENCE = 0x30
+
+
+def element(data: bytes, at: int, end: int) -> tuple[int, int, int]:
+    """Return (tag, first octet of the content, first octet after it) of the element at ``at``.
+
+    Only one-octet tags exist here; a length of more than three octets is refused.
+
+    Raises: X509Error ``malformed``.
+    """
+    if at + 2 > end:
+        raise X509Error("malformed", "DER is cut off")
+    tag, length, start = data[at], data[at + 1], at + 2
+    if tag & 0x1F == 0x1F:
+        raise X509Error("malformed", "long DER tag")
+    if length >= 0x80:
+        octets = length & 0x7F
+        if not 1 <= octets <= 3 or start + octets > end:
+            raise X509Error("malformed", "DER length")
+        length = int.from_bytes(data[start : start + octets], "big")
+        start += octets
+        if length < 0x80 or length < 1 << 8 * (octets - 1):
+            raise X509Error("malformed", "DER length is not the shortest")
+    if start + length > end:
+        raise X509Error("malformed", "DER is cut off")
+    return tag, start, start + length
+
+
+def content(data: bytes, at: int, end: int, tag: int) -> tuple[int, int]:
+    """Return the bounds of the content of the element at ``at``, which must have ``tag``.
+
+    Raises: X509Error ``malformed``.
+    """
+    found, start, stop = element(data, at, end)
+    if found != tag:
+        raise X509Error("malformed", f"DER tag {found:#04x} instead of {tag:#04x}")
+    return start, stop
+
+
+def encode(tag: int, body: bytes) -> bytes:
+    """Return one element; ``body`` has at most 65535 octets."""
+    length = len(body)
+    if length < 0x80:
+        return bytes((tag, length)) + body
+    if length < 0x100:
+        return bytes((tag, 0x81, length)) + body
+    return bytes((tag, 0x82)) + length.to_bytes(2, "big") + body
