@@ -23,6 +23,7 @@ PREFIXES = (
 )
 NAMES = frozenset(
     {
+        "AWS_CA_BUNDLE",
         "BASHOPTS",
         "BASH_ENV",
         "BUN_OPTIONS",
@@ -35,13 +36,16 @@ NAMES = frozenset(
         "GEM_HOME",
         "GEM_PATH",
         "GLIBC_TUNABLES",
+        "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
         "HOSTALIASES",
+        "HTTPLIB2_CA_CERTS",
         "JAVA_TOOL_OPTIONS",
         "JDK_JAVA_OPTIONS",
         "LOCPATH",
         "NODE_EXTRA_CA_CERTS",
         "NODE_OPTIONS",
         "NODE_PATH",
+        "NIX_SSL_CERT_FILE",
         "PHPRC",
         "PHP_INI_SCAN_DIR",
         "PROMPT_COMMAND",

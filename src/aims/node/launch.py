@@ -1,0 +1,397 @@
+"""The launcher: it starts what the node vouches for.
+
+    1. who asks: the kernel's peer, not a launched process nor below one, a uid that may launch
+    2. what: resolve the program with the cleaned search path, open it once
+    3. measure it in a thread, compare with the approved profile
+    4. start the gate, enter the launch into the table, and only then give the word to execute
+    5. recognise connections by pidfd; look at executable and code again before each credential
+    6. reap, tell the client, forget
+
+What holds when somebody dies. *The client*: the program's group gets SIGHUP, and after 10 s SIGKILL. *The node, on
+purpose*: SIGTERM, and after 10 s SIGKILL. *The node, killed*: the kernel sends SIGTERM to the program, because its
+parent died, and `aims run` sends SIGKILL after 10 s, for which it holds a pidfd. If node and `aims run` are both
+killed, a program that ignores SIGTERM lives on, without a node and so without any new credential.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+from aims.attestation import UNMEASURED, AttestationError, LaunchProfile, UnixEvidence, compare, separation
+from aims.clock import Clock, IdSource
+from aims.identifiers import SpiffeId
+from aims.node import environment
+from aims.node.errors import NodeError
+from aims.node.gate_control import Gate, Identity
+from aims.node.launch_protocol import Ended, Start, Started, refusal
+from aims.node.launch_socket import Descriptors, bind, receive_signal, receive_start, reply
+from aims.node.launches import Launch, Launches
+from aims.node.measure import Measured, Measurer, homes_of
+from aims.node.peer import Peer, peer_of
+from aims.node.program import DEFAULT_PATH, Program, resolve
+
+GRACE = 10.0
+"""Seconds between asking a program to end and SIGKILL."""
+
+MAX_LAUNCHES = 1024
+MAX_WAITING = 64
+"""Connections that have not yet led to a launch."""
+
+MEASURING = 2
+"""Programs that are measured at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approved:
+    """What the registry approved under a name; ``launch_uids`` may start it besides the node's own uid."""
+
+    profile: LaunchProfile | Literal["unmeasured"]
+    launch_uids: frozenset[int]
+    spiffe_id: SpiffeId
+
+
+class Approvals(Protocol):
+    """Where the launcher learns what is approved: the node's memory of its entries."""
+
+    def approved(self, name: str) -> Approved | None:
+        """Return what may be started as ``name`` now, or None."""
+        ...
+
+
+def _nothing(_: Launch) -> None:
+    return
+
+
+class Launcher:
+    """Serves ``launch.sock`` in the main thread's event loop and knows what it started.
+
+    ``node``: the node's name, first part of each instance. ``folder``: private folder of the sockets.
+    ``on_end``: called in the loop when a launch has ended, before its client is told. ``grace``: seconds.
+    """
+
+    def __init__(
+        self,
+        approvals: Approvals,
+        *,
+        node: str,
+        folder: Path,
+        clock: Clock,
+        ids: IdSource,
+        on_start: Callable[[Launch], None] = _nothing,
+        on_end: Callable[[Launch], None] = _nothing,
+        mode: int = 0o600,
+        grace: float = GRACE,
+    ) -> None:
+        self._approvals = approvals
+        self._node = node
+        self._folder = folder
+        self._ids = ids
+        self._on_start = on_start
+        self._on_end = on_end
+        self._mode = mode
+        self._grace = grace
+        self._measurer = Measurer(clock)
+        self._measuring = asyncio.Semaphore(MEASURING)
+        self._launches = Launches()
+        self._listener: socket.socket | None = None
+        self._tasks: set[asyncio.Future[None]] = set()
+        self._launching: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    # -- life
+
+    async def start(self) -> None:
+        """Bind the socket and serve.
+
+        Raises: NodeError ``socket_path``; OSError.
+        """
+        shutil.rmtree(self._bytecode, ignore_errors=True)
+        self._listener = bind(self._folder / "launch.sock", self._mode)
+        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
+    async def stop(self) -> None:
+        """Refuse new launches, end the running ones (SIGTERM, after ``grace`` SIGKILL) and reap them."""
+        self._stopping = True
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
+            (self._folder / "launch.sock").unlink(missing_ok=True)
+        # 1. requests on their way: whoever has not executed yet never will
+        for task in self._launching:
+            task.cancel()
+        await asyncio.gather(*self._launching, return_exceptions=True)
+        # 2. what runs; its clients are told
+        await asyncio.gather(*(self._end(launch, signal.SIGTERM) for launch in self._launches))
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # -- recognition
+
+    def launched(self, peer: Peer) -> Launch | None:
+        """Return the launch that ``peer`` is, if it lives: by pidfd, never by pid alone or anything it says."""
+        return self._launches.find(peer.pidfd)
+
+    def nested(self, peer: Peer) -> bool:
+        """Tell whether ``peer`` is a launched process or hangs below one; such a peer neither launches nor administers.
+
+        Raises: NodeError ``peer_gone``.
+        """
+        return self.launched(peer) is not None or peer.descends_from(self._launches.pids())
+
+    async def recheck(self, launch: Launch) -> None:
+        """Look at executable and code again; call it before each issue and renewal.
+
+        Raises: NodeError ``launch_ended``, ``exe_changed``, ``exe_unreadable``, ``launch_mismatch``.
+        """
+        launch.check_executable()
+        if launch.measured.measurement.roots:
+            try:
+                async with self._measuring:
+                    unchanged = await asyncio.to_thread(self._measurer.unchanged, launch.measured)
+            except NodeError as error:
+                raise NodeError("launch_mismatch", error.reason) from error
+            if not unchanged:
+                raise NodeError("launch_mismatch", "code")
+        # what was read counts only if the process is still the one that was meant
+        launch.check_executable()
+        launch.vouched = True
+
+    def running(self) -> tuple[Launch, ...]:
+        """Return the launches that have not been reaped."""
+        return tuple(self._launches)
+
+    # -- one connection
+
+    def _accept(self) -> None:
+        listener = self._listener
+        if listener is None:
+            return
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return  # the client left, or there are no descriptors: the next one is asked again
+        connection.setblocking(False)
+        if len(self._launching) >= MAX_WAITING:
+            reply(connection, refusal(NodeError("launches_full")))
+            connection.close()
+            return
+        task = asyncio.get_running_loop().create_task(self._serve(connection))
+        self._launching.add(task)
+        task.add_done_callback(self._launching.discard)
+        self._keep(task)
+
+    def _keep(self, task: asyncio.Future[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        with connection:
+            try:
+                launch = await self._launch(connection)
+            except (NodeError, AttestationError) as error:
+                reply(connection, refusal(error))
+                return
+            if launch is not None:
+                self._launching.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+                await self._accompany(connection, launch)
+
+    async def _accompany(self, connection: socket.socket, launch: Launch) -> None:
+        """Forward signals until the program ends; end it when the client leaves."""
+        client = asyncio.get_running_loop().create_task(self._forward(connection, launch))
+        try:
+            both: list[asyncio.Future[Any]] = [client, launch.ended]
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if not launch.ended.done():
+                await self._end(launch, signal.SIGHUP)
+        finally:
+            client.cancel()
+            await asyncio.gather(client, return_exceptions=True)
+        ended = launch.ended.result()
+        reply(connection, Ended(status=ended.status, signal=ended.signal))
+
+    async def _forward(self, connection: socket.socket, launch: Launch) -> None:
+        while (message := await receive_signal(connection)) is not None:
+            number = message.number
+            # its group has no parent in its session, and there the kernel drops the default action of SIGTSTP
+            launch.send(signal.SIGSTOP if number == signal.SIGTSTP else number)
+
+    async def _end(self, launch: Launch, number: int) -> None:
+        launch.send_group(number)
+        launch.send_group(signal.SIGCONT)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._grace):
+                await asyncio.shield(launch.ended)
+        if not launch.ended.done():
+            launch.send_group(signal.SIGKILL)
+            await asyncio.shield(launch.ended)
+
+    # -- one launch
+
+    async def _launch(self, connection: socket.socket) -> Launch | None:
+        with peer_of(connection) as peer:
+            received = await receive_start(connection)
+            if received is None:
+                return None
+            start, descriptors = received
+            with descriptors:
+                # 1. who asks, and for what
+                approved = self._allowed(peer, start)
+                launch = await self._execute(peer, start, descriptors, approved)
+        _, dropped = environment.clean(_text(start))
+        started = Started(
+            pid=launch.pid,
+            instance=launch.instance,
+            posture=launch.posture,
+            dropped=tuple(name.encode("ascii", "backslashreplace").decode("ascii")[:200] for name in dropped[:200]),
+        )
+        # the client needs the pidfd for the day on which the node dies before the program
+        reply(connection, started, () if launch.ended.done() else (launch.pidfd,))
+        return launch
+
+    def _allowed(self, peer: Peer, start: Start) -> Approved:
+        if self._stopping:
+            raise NodeError("stopping")
+        if self.nested(peer):
+            raise NodeError("launch_nested", repr(peer))
+        approved = self._approvals.approved(start.name)
+        if approved is None:
+            raise NodeError("not_registered", start.name)
+        if peer.uid != os.geteuid() and (peer.uid not in approved.launch_uids or os.geteuid() != 0):
+            # without the right to change its uid the program would run as the node
+            raise NodeError("uid_forbidden", f"uid {peer.uid}")
+        if len(self._launches) >= MAX_LAUNCHES:
+            raise NodeError("launches_full")
+        return approved
+
+    async def _execute(self, peer: Peer, start: Start, descriptors: Descriptors, approved: Approved) -> Launch:
+        given = _text(start)
+        kept, _ = environment.clean(given)
+        # 2. the program
+        async with self._measuring:
+            program, measured = await asyncio.to_thread(
+                self._look, [os.fsdecode(item) for item in start.argv], descriptors.folder, kept, peer.uid, approved
+            )
+        with program:
+            # 3. is it what was approved
+            if isinstance(approved.profile, LaunchProfile):
+                differs = compare(approved.profile, measured.measurement)
+                if differs:
+                    raise NodeError("launch_mismatch", "\n".join(differs))
+            if not peer.alive():
+                raise NodeError("peer_gone")
+            if self._stopping:
+                raise NodeError("stopping")
+            # 4. start it
+            instance = self._ids.new()
+            bytecode = str(self._bytecode / instance)
+            identity = _identity(peer)
+            gate = Gate.start(
+                executable=program.descriptor,
+                argv=program.arguments(bytecode),
+                environment=environment.launched(
+                    kept, workload_socket=str(self._folder / "workload.sock"), bytecode=bytecode
+                ),
+                stdio=descriptors.stdio,
+                folder=descriptors.folder,
+                terminal=start.terminal,
+                umask=start.umask,
+                identity=identity,
+            )
+            launch = self._enter(
+                gate=gate,
+                peer=peer,
+                name=start.name,
+                instance=f"{self._node}:{instance}",
+                approved=approved,
+                measured=measured,
+            )
+            try:
+                await gate.ready()
+                descriptors.close()
+                await gate.go()
+            except BaseException:
+                launch.send(signal.SIGKILL)
+                gate.close()
+                await asyncio.shield(launch.ended)
+                raise
+            gate.close()
+        self._on_start(launch)
+        return launch
+
+    def _look(
+        self, argv: list[str], folder: int, kept: dict[str, str], uid: int, approved: Approved
+    ) -> tuple[Program, Measured]:
+        cwd = os.readlink(f"/proc/self/fd/{folder}")  # noqa: PTH115 - a magic link, whose text is wanted
+        program = resolve(argv, cwd=cwd, path=kept.get("PATH", DEFAULT_PATH))
+        try:
+            if isinstance(approved.profile, LaunchProfile):
+                roots = tuple(root.path for root in approved.profile.roots)
+                return program, self._measurer.measure(program, roots=roots, homes=homes_of(uid, kept.get("HOME")))
+            return program, self._measurer.executable(program)
+        except BaseException:
+            program.close()
+            raise
+
+    def _enter(
+        self, *, gate: Gate, peer: Peer, name: str, instance: str, approved: Approved, measured: Measured
+    ) -> Launch:
+        selector = approved.profile.selector() if isinstance(approved.profile, LaunchProfile) else UNMEASURED
+        uid, gid = (os.geteuid(), os.getegid()) if peer.uid == os.geteuid() else (peer.uid, peer.gid)
+        evidence = UnixEvidence(
+            pid=gate.process.pid, uid=uid, gid=gid, path=measured.path, sha256=measured.measurement.executable
+        )
+        launch = Launch(
+            instance=instance,
+            name=name,
+            spiffe_id=approved.spiffe_id,
+            process=gate.process,
+            uid=uid,
+            gid=gid,
+            posture=separation(node_uid=os.geteuid(), agent_uid=uid),
+            selectors=evidence.selectors() | {selector},
+            measured=measured,
+        )
+        self._launches.add(launch)
+        asyncio.get_running_loop().add_reader(launch.pidfd, self._ended, launch)
+        return launch
+
+    def _ended(self, launch: Launch) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(launch.pidfd)
+        # out of the table first: once reaped, its pid can be another's
+        self._launches.remove(launch)
+        ended = launch.reap()
+        bytecode = self._bytecode / launch.instance.rpartition(":")[2]
+        if bytecode.exists():
+            self._keep(loop.run_in_executor(None, shutil.rmtree, bytecode, True))
+        launch.ended.set_result(ended)
+        self._on_end(launch)
+
+    @property
+    def _bytecode(self) -> Path:
+        return self._folder / "bytecode"
+
+
+def _text(start: Start) -> dict[str, str]:
+    return {os.fsdecode(name): os.fsdecode(value) for name, value in start.environment}
+
+
+def _identity(peer: Peer) -> Identity | None:
+    """Return what the program must become, or None where it stays what the node is."""
+    if peer.uid == os.geteuid():
+        return None
+    try:
+        groups = tuple(os.getgrouplist(pwd.getpwuid(peer.uid).pw_name, peer.gid))
+    except KeyError:
+        groups = (peer.gid,)
+    return Identity(uid=peer.uid, gid=peer.gid, groups=groups)
