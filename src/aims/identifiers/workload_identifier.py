@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, cast
 
 from aims.identifiers.errors import IdentifierError
@@ -34,8 +35,7 @@ class WorkloadIdentifier:
     @classmethod
     def parse(cls, text: str) -> WorkloadIdentifier:
         """Read ``spiffe://…`` or ``wimse://…`` in canonical form."""
-        scheme, name, path = split(text)
-        return cls(cast("Scheme", scheme), TrustDomain(name), path)
+        return _parse(text)
 
     @property
     def origin(self) -> str:
@@ -50,3 +50,10 @@ class WorkloadIdentifier:
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.trust_domain.name}{self.path}"
+
+
+# The same few identifiers come with every request; a value cannot change, so it may be shared.
+@lru_cache(maxsize=1024)
+def _parse(text: str) -> WorkloadIdentifier:
+    scheme, name, path = split(text)
+    return WorkloadIdentifier(cast("Scheme", scheme), TrustDomain(name), path)

@@ -29,6 +29,7 @@ _CURVES: Mapping[str, tuple[ec.EllipticCurve, int]] = {
     "P-521": (ec.SECP521R1(), 66),
 }
 _MAX_RSA_EXPONENT = 2**64
+_THUMBPRINT_MEMBERS = {"EC": ("crv", "kty", "x", "y"), "RSA": ("e", "kty", "n"), "OKP": ("crv", "kty", "x")}
 _THUMBPRINT = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
 # Points of small order, without the sign bit: a signature by such a "key" can be made by anybody.
 _SMALL_ORDER = frozenset(
@@ -136,6 +137,19 @@ def private_jwk(key: PrivateKey, *, kid: str | None = None, alg: str | None = No
 def thumbprint(key: PublicKey) -> str:
     """Return the SHA-256 thumbprint of ``key`` (RFC 7638), 43 characters: the value of ``jkt``."""
     return _text(hashlib.sha256(msgspec.json.encode(public_members(key))).digest())
+
+
+def thumbprint_of(jwk: Mapping[str, Any]) -> str:
+    """Return the thumbprint of a JWK that ``parse_public`` accepts, whose spelling is therefore canonical.
+
+    Raises:
+        JoseError: ``jwk``, a member is missing.
+    """
+    names = _THUMBPRINT_MEMBERS.get(jwk.get("kty", ""), ())
+    members = {name: jwk[name] for name in names if name in jwk}
+    if not members or len(members) != len(names):
+        raise JoseError("jwk", "kty or a missing member")
+    return _text(hashlib.sha256(msgspec.json.encode(members)).digest())
 
 
 def is_thumbprint(value: object) -> bool:
