@@ -1,4 +1,4 @@
-"""Run the benchmarks named on the command line, or all: every module of this folder that has a ``run``."""
+"""Run the benchmarks named on the command line, or all: every module of this folder that has a ``main``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def main(arguments: list[str]) -> int:
         return 2
     for name in arguments or known:
         print(f"== {name}")
-        import_module(f"benchmarks.{name}").run()
+        import_module(f"benchmarks.{name}").main()
     return 0
 
 

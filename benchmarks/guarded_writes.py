@@ -51,7 +51,7 @@ class Measured:
         return self.operations / self.seconds
 
 
-def run() -> None:
+def main() -> None:
     lines: list[Measured] = []
     for url, back_end in _databases():
         migrate(url)

@@ -194,14 +194,18 @@ class Committer:
                 refused |= fault.writes
             elif fault.failure is Failure.CLASH and len(jobs) == 1 and not refused:
                 refused = frozenset({0})
-            elif rounds < _ROUNDS and self._can_go_on(fault, deadline):
-                rounds += 1
             else:
-                self._abandon(jobs, fault, deadline)
-                return
+                obstacle = fault if rounds == _ROUNDS else self._obstacle(fault, deadline)
+                if obstacle is not None:
+                    self._abandon(jobs, obstacle, deadline)
+                    return
+                rounds += 1
 
-    def _can_go_on(self, fault: Fault, deadline: float) -> bool:
-        return fault.failure is Failure.AGAIN or (fault.failure is Failure.LOST and self._reconnect(deadline))
+    def _obstacle(self, fault: Fault, deadline: float) -> Fault | None:
+        """Do what makes another attempt useful; return what is in its way, or None."""
+        if fault.failure is Failure.LOST:
+            return self._reconnect(deadline)
+        return None if fault.failure is Failure.AGAIN else fault
 
     def _abandon(self, jobs: Sequence[_Job], fault: Fault, deadline: float) -> None:
         """Nothing was written: tell everybody, or look for the bad one."""
@@ -247,7 +251,7 @@ class Committer:
         except Exception as error:  # noqa: BLE001 - the same
             fault = session.judge(error)
             session.rollback()
-            if not self._settle():
+            if self._reconnect(self._clock.monotonic() + _PATIENCE) is not None:
                 return Fault(Failure.DOWN, "unknown")
             if self._reached != target:
                 return fault
@@ -259,26 +263,24 @@ class Committer:
             self._on_changes(result.seq)
         return None
 
-    def _settle(self) -> bool:
-        """After a commit that ended in an error: connect anew and read how far this writer got."""
+    def _reconnect(self, deadline: float) -> Fault | None:
+        """Connect anew and read how far this writer got; return why that is not possible, or None."""
         self._in_sync = False
-        return self._reconnect(self._clock.monotonic() + _PATIENCE)
-
-    def _reconnect(self, deadline: float) -> bool:
         pause = 0.01
         while True:
             try:
                 self._session.reopen()
                 self._catch_up()
             except Exception as error:  # noqa: BLE001 - tried until the deadline
+                fault = self._session.judge(error)
                 self._session.rollback()
-                if self._clock.monotonic() + pause >= deadline:
+                if fault.failure is not Failure.LOST or self._clock.monotonic() + pause >= deadline:
                     _log.warning("the database does not come back: %s", error)
-                    return False
+                    return fault
                 time.sleep(pause)
                 pause = min(2 * pause, 0.5)
             else:
-                return True
+                return None
 
     def _catch_up(self) -> None:
         self._reached = self._session.reached(self.writer)
