@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.mutations import write_tables
 
+from aims.identifiers import SpiffeId, TrustDomain
 from aims.policy.errors import PolicyError
 from aims.policy.rows import CREDENTIAL_LIMITS, matches
 from aims.policy.tables import Tables, check_details, parse
@@ -21,8 +22,9 @@ EXAMPLE = Path(__file__).parents[1] / "vectors" / "policy" / "example"
 TEXT = (EXAMPLE / "tables.toml").read_text("utf-8")
 RAW: dict[str, list[dict[str, Any]]] = tomllib.loads(TEXT)
 TABLES = Tables(parse(TEXT), "local.test")
-READER = "spiffe://local.test/agents/reader"
-WRITER = "spiffe://local.test/agents/writer"
+READER = SpiffeId.parse("spiffe://local.test/agents/reader")
+WRITER = SpiffeId.parse("spiffe://local.test/agents/writer")
+OWN = TrustDomain("t")
 SIGNALS = "https://idp.example/signals"
 REVOKED = "https://schemas.openid.net/secevent/caep/event-type/session-revoked"
 
@@ -144,10 +146,10 @@ def test_the_lowest_ceiling_wins_and_says_which_row_cut() -> None:
 def test_empty_means_nothing() -> None:
     reader = TABLES.ceiling(READER, "node-uid", "notes-oauth")
     assert refused(lambda: reader.require(())).code == "policy.ceiling"
-    stranger = TABLES.ceiling("spiffe://local.test/services/x", "node-uid", "notes-oauth")
+    stranger = TABLES.ceiling(SpiffeId.parse("spiffe://local.test/services/x"), "node-uid", "notes-oauth")
     assert (stranger.scopes, stranger.rows) == (frozenset(), ())
     assert refused(lambda: stranger.require({"notes:read"})).code == "policy.ceiling"
-    foreign = TABLES.ceiling("spiffe://other.test/agents/reader", "node-uid", "notes-oauth")
+    foreign = TABLES.ceiling(SpiffeId.parse("spiffe://other.test/agents/reader"), "node-uid", "notes-oauth")
     assert foreign.scopes == frozenset()
     emptied = parsed(lambda t: t["ceilings"][1].update(scopes=[])).ceiling(READER, "node-uid", "notes-oauth")
     assert emptied.scopes == frozenset()
@@ -204,18 +206,18 @@ def test_delegation_depends_on_the_posture() -> None:
 def test_a_resource_is_found_by_its_audience_and_knows_its_peer() -> None:
     resource = TABLES.resource_for("urn:example:notes")
     assert (resource.name, resource.profile, resource.max_stale) == ("notes-oauth", "oauth-bound", 5)
-    assert TABLES.peer(resource) == "spiffe://local.test/services/notes"
+    assert TABLES.peer(resource) == SpiffeId.parse("spiffe://local.test/services/notes")
     foreign = parsed(lambda t: t["resources"][0].update(peer="spiffe://other.test/services/notes"))
-    assert foreign.peer(foreign.resource("notes")) == "spiffe://other.test/services/notes"
+    assert foreign.peer(foreign.resource("notes")) == SpiffeId.parse("spiffe://other.test/services/notes")
 
 
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        ("service", READER),
+        ("service", "spiffe://local.test/agents/reader"),
         ("agent", "spiffe://other.test/agents/reader"),
         ("agent", "spiffe://local.test/agents/reader/sub/x"),
-        ("agent", "spiffe://local.test/agents/"),
+        ("agent", "spiffe://local.test"),
         ("agent", "spiffe://local.test/agents"),
         ("agent", "spiffe://local.test/Agents/reader"),
         ("node", "spiffe://local.test/nodes/n"),
@@ -223,15 +225,21 @@ def test_a_resource_is_found_by_its_audience_and_knows_its_peer() -> None:
 )
 def test_only_listed_namespaces_can_be_registered(kind: str, name: str) -> None:
     assert TABLES.identifier("agent", READER).name == "agents"
-    assert refused(lambda: TABLES.identifier(kind, name)).code == "policy.identifier"
+    assert refused(lambda: TABLES.identifier(kind, SpiffeId.parse(name))).code == "policy.identifier"
 
 
 def test_a_star_is_one_segment() -> None:
-    assert matches("/a/*/c", "spiffe://t/a/b/c", "t")
-    assert not matches("/a/*/c", "spiffe://t/a//c", "t")
-    assert not matches("/a/*/c", "spiffe://t/a/b/x/c", "t")
-    assert matches("spiffe://u/a", "spiffe://u/a", "t")
-    assert not matches("/a", "spiffe://u/a", "t")
+    def fits(pattern: str, name: str) -> bool:
+        return matches(pattern, SpiffeId.parse(name), OWN)
+
+    assert fits("/a/*/c", "spiffe://t/a/b/c")
+    assert not fits("/a/*/c", "spiffe://t/a/b/x/c")
+    assert not fits("/a/*", "spiffe://t/a")
+    assert not fits("/*", "spiffe://t")
+    assert fits("spiffe://u/a", "spiffe://u/a")
+    assert fits("spiffe://u/*", "spiffe://u/a")
+    assert not fits("spiffe://u/*", "spiffe://t/u")
+    assert not fits("/a", "spiffe://u/a")
 
 
 def test_a_purpose_needs_every_scope_at_its_resource() -> None:
@@ -282,8 +290,8 @@ def test_a_transmitter_stays_inside_its_authority() -> None:
     no_people = parsed(lambda t: t["transmitters"][0].update(people=False))
     for call in (
         lambda: TABLES.transmitter(SIGNALS, REVOKED, READER, "retire"),
-        lambda: TABLES.transmitter(SIGNALS, REVOKED, "spiffe://local.test/services/notes", "record"),
-        lambda: TABLES.transmitter(SIGNALS, REVOKED, "spiffe://other.test/agents/reader", "record"),
+        lambda: TABLES.transmitter(SIGNALS, REVOKED, SpiffeId.parse("spiffe://local.test/services/notes"), "record"),
+        lambda: TABLES.transmitter(SIGNALS, REVOKED, SpiffeId.parse("spiffe://other.test/agents/reader"), "record"),
         lambda: TABLES.transmitter(SIGNALS, REVOKED + "x", READER, "record"),
         lambda: TABLES.transmitter(SIGNALS + "/", REVOKED, READER, "record"),
         lambda: no_people.transmitter(SIGNALS, REVOKED, None, "record"),

@@ -6,6 +6,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
+from aims.identifiers import SpiffeId, TrustDomain
+
 CREDENTIAL_LIMITS: dict[str, int] = {
     "x509-svid": 24 * 3600,
     "wit": 24 * 3600,
@@ -46,7 +48,7 @@ _HTTPS = (
 RowName: TypeAlias = Annotated[str, Meta(pattern=r"\A[a-z][a-z0-9-]{0,63}\Z")]
 Word: TypeAlias = Annotated[str, Meta(pattern=r"\A[a-z][a-z0-9_-]{0,63}\Z")]
 Scope: TypeAlias = Annotated[str, Meta(pattern=r"\A[\x21\x23-\x5b\x5d-\x7e]{1,128}\Z")]  # scope-token, RFC 6749 3.3
-Path: TypeAlias = Annotated[str, Meta(pattern=rf"\A(?:{_DOMAIN})?(?:/{_SEGMENT})+\Z", max_length=2048)]
+Path: TypeAlias = Annotated[str, Meta(pattern=rf"\A(?:{_DOMAIN})?(?:/{_SEGMENT})+\Z", max_length=1700)]
 Pattern: TypeAlias = Annotated[
     str, Meta(pattern=rf"\A(?:{_DOMAIN})?(?:/(?:\*(?=/|\Z)|{_SEGMENT}))+\Z", max_length=2048)
 ]
@@ -218,13 +220,15 @@ class Rows(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     operators: Annotated[tuple[Operator, ...], _ROWS] = ()
 
 
-def matches(pattern: str, spiffe_id: str, trust_domain: str) -> bool:
-    """Whether the valid SPIFFE ID fits the pattern, octet by octet; a pattern without domain means ``trust_domain``.
+def matches(pattern: str, spiffe_id: SpiffeId, own: TrustDomain) -> bool:
+    """Whether the SPIFFE ID fits the pattern, octet by octet; a pattern without a domain means ``own``.
 
     ``*`` stands for exactly one segment: ``/agents/*`` does not match a sub-identity ``/agents/a/sub/b``.
     """
-    wanted = f"spiffe://{trust_domain}{pattern}" if pattern.startswith("/") else pattern
-    pattern_parts, parts = wanted.split("/"), spiffe_id.split("/")
-    return len(pattern_parts) == len(parts) and all(
-        one == other or (one == "*" and other != "") for one, other in zip(pattern_parts, parts, strict=True)
+    domain, _, path = pattern.removeprefix("spiffe://").partition("/")
+    if spiffe_id.trust_domain.name != (domain or own.name):
+        return False
+    wanted, segments = path.split("/"), spiffe_id.segments
+    return len(wanted) == len(segments) and all(
+        one in ("*", other) for one, other in zip(wanted, segments, strict=True)
     )

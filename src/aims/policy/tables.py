@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 import msgspec
 
+from aims.identifiers import SpiffeId, TrustDomain
 from aims.policy.errors import PolicyError
 from aims.policy.rows import (
     ACTIONS_OF_SIGNALS,
@@ -117,23 +118,24 @@ class Lifespan:
 class Tables:
     """The lookups, for one trust domain. Immutable, safe for threads, no I/O.
 
-    Agents are named by their full SPIFFE ID, so that a foreign domain's ``/agents/a`` never meets a row of ours.
+    Agents are named by their SPIFFE ID, so that a foreign domain's ``/agents/a`` never meets a row of ours. Raises
+    ``IdentifierError`` if ``trust_domain`` is none.
     """
 
     __slots__ = (
         "_audiences",
         "_ceilings",
+        "_own",
         "_purposes",
         "_resources",
         "_transmitters",
-        "_trust_domain",
         "postures",
         "rows",
     )
 
     def __init__(self, rows: Rows, trust_domain: str) -> None:
         self.rows = rows
-        self._trust_domain = trust_domain
+        self._own = TrustDomain(trust_domain)
         self.postures: Mapping[str, Posture] = MappingProxyType({row.name: row for row in rows.postures})
         self._resources = {row.name: row for row in rows.resources}
         self._audiences = {audience: row for row in rows.resources for audience in row.audiences}
@@ -143,12 +145,12 @@ class Tables:
             resource: tuple(row for row in rows.ceilings if row.resource == resource) for resource in self._resources
         }
 
-    def identifier(self, kind: str, spiffe_id: str) -> Identifier:
+    def identifier(self, kind: str, spiffe_id: SpiffeId) -> Identifier:
         """Return the row under which ``spiffe_id`` may be registered as ``kind``, else refuse ``policy.identifier``."""
         for row in self.rows.identifiers:
-            if row.kind == kind and matches(row.pattern, spiffe_id, self._trust_domain):
+            if row.kind == kind and matches(row.pattern, spiffe_id, self._own):
                 return row
-        raise PolicyError("identifier", f"{kind} {spiffe_id[:200]!r}")
+        raise PolicyError("identifier", f"{kind} {spiffe_id}")
 
     def posture(self, posture: str) -> Posture:
         """Return the row of a posture; an unknown one is refused (``policy.posture``)."""
@@ -176,19 +178,20 @@ class Tables:
             raise PolicyError("resource", f"audience {audience[:200]!r}")
         return row
 
-    def peer(self, resource: Resource) -> str:
-        """Return the full SPIFFE ID that must stand behind the resource's URL."""
-        return f"spiffe://{self._trust_domain}{resource.peer}" if resource.peer.startswith("/") else resource.peer
+    def peer(self, resource: Resource) -> SpiffeId:
+        """Return the SPIFFE ID that must stand behind the resource's URL."""
+        text = f"{self._own.uri}{resource.peer}" if resource.peer.startswith("/") else resource.peer
+        return SpiffeId.parse_workload(text)
 
-    def ceiling(self, agent: str, posture: str, resource: str) -> Allowance:
-        """Return what ``agent`` (full SPIFFE ID) in ``posture`` may hold at ``resource``: what all matching rows share.
+    def ceiling(self, agent: SpiffeId, posture: str, resource: str) -> Allowance:
+        """Return what ``agent`` in ``posture`` may hold at ``resource``: what all matching rows share.
 
         At least one row must name the agent; rows of postures only narrow. Raises ``policy.posture`` and
         ``policy.resource`` for what no row defines; an agent without a row gets an empty ceiling.
         """
         target = self.resource(resource)
         state = self.posture(posture)
-        own = [row for row in self._ceilings[resource] if row.agent and matches(row.agent, agent, self._trust_domain)]
+        own = [row for row in self._ceilings[resource] if row.agent and matches(row.agent, agent, self._own)]
         if not own:
             return Allowance(resource, frozenset(), (), MappingProxyType(dict.fromkeys(target.scopes, "ceilings")))
         limits = [
@@ -238,10 +241,10 @@ class Tables:
             raise PolicyError("purpose", f"purposes.{row.name} asks for the scopes {missing}")
         return row
 
-    def transmitter(self, issuer: str, event: str, subject: str | None, action: SignalAction) -> Transmitter:
+    def transmitter(self, issuer: str, event: str, subject: SpiffeId | None, action: SignalAction) -> Transmitter:
         """Return the transmitter's row if it may cause ``action`` on ``subject`` by ``event``.
 
-        ``subject`` is a full SPIFFE ID, or None for a person who is mapped to this issuer. Raises
+        ``subject`` is a SPIFFE ID, or None for a person who is mapped to this issuer. Raises
         ``policy.transmitter``.
         """
         row = self._transmitters.get(issuer)
@@ -249,14 +252,9 @@ class Tables:
             raise PolicyError("transmitter", f"no row for the issuer {issuer[:200]!r}")
         if event not in row.events:
             raise PolicyError("transmitter", f"transmitters.{row.name} does not list the event {event[:200]!r}")
-        if subject is None:
-            known = row.people
-        else:
-            known = any(matches(pattern, subject, self._trust_domain) for pattern in row.subjects)
-        if not known:
-            raise PolicyError(
-                "transmitter", f"transmitters.{row.name} does not speak of {(subject or 'people')[:200]!r}"
-            )
+        speaks = row.people if subject is None else any(matches(one, subject, self._own) for one in row.subjects)
+        if not speaks:
+            raise PolicyError("transmitter", f"transmitters.{row.name} does not speak of {subject or 'people'}")
         if ACTIONS_OF_SIGNALS.index(action) > ACTIONS_OF_SIGNALS.index(row.strongest):
             raise PolicyError("transmitter", f"transmitters.{row.name} ends at {row.strongest}")
         return row
