@@ -1,6 +1,7 @@
 """The administrator's door: a unix socket of its own, where every call is decided by policy and leaves a record.
 
-1. The one Host of this door, and nothing that looks like a web page. 2. The peer's uid, as the kernel noted it, gives the roles. 3. The route exists.
+1. The one Host of this door, and nothing that looks like a web page. 2. The peer's uid, as the kernel noted it, gives
+the roles. 3. The route exists.
 4. Policy decides ``administer`` on it, knowing whether the peer is, or descends from, a launched process. 5. The body
 is decoded. 6. The service plans, the door commits, the plan answers. A refusal at any step is recorded before it is
 answered; what cannot be recorded is not answered with success.

@@ -16,7 +16,14 @@ from aims.storage.engine import Location, connect_sqlite, sqlite_failure
 from aims.storage.errors import StorageError
 from aims.storage.schema import metadata
 
-STORES = ("aims.storage.schema", "aims.policy.store")
+STORES = (
+    "aims.storage.schema",
+    "aims.policy.store",
+    "aims.audit.store",
+    "aims.audit.people",
+    "aims.provisioning.registry.store",
+    "aims.provisioning.authority.store",
+)
 """Every module that declares tables. A room adds its ``store`` here, and a revision to ``migrations/versions``."""
 
 _MIGRATIONS = Path(__file__).parent / "migrations"

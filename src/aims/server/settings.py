@@ -16,6 +16,7 @@ PUBLIC_PORT: Final = 8440
 MTLS_PORT: Final = 8441
 MOST_SOCKET_OCTETS: Final = 100
 MOST_WORKERS: Final = 64
+VKEY_FILE: Final = "log.vkey"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,0 +1,69 @@
+"""``aims policy``: ask the policy in force."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from aims.cli.admin_client import AdminClient, socket_path
+from aims.cli.errors import CliError
+from aims.cli.output import REFUSED, Output, show
+
+app = App(name="policy", help="Ask the policy what it decides, and why.")
+
+Kind = Literal["Agent", "Node", "Person", "Operator", "Resource"]
+
+
+@app.command
+def check(
+    principal: Annotated[str, Parameter(help="TYPE:ID, for example Agent:spiffe://local.test/agents/a")],
+    action: Literal["issue", "token", "exchange", "transact", "call", "stop", "administer"],
+    resource: Annotated[str, Parameter(help="TYPE:ID")],
+    *,
+    principal_fact: Annotated[list[str] | None, Parameter(help="NAME=VALUE, may be repeated")] = None,
+    resource_fact: Annotated[list[str] | None, Parameter(help="NAME=VALUE, may be repeated")] = None,
+    fact: Annotated[list[str] | None, Parameter(help="NAME=VALUE of the context, may be repeated")] = None,
+    run_dir: Annotated[Path | None, Parameter(help="where the server's sockets are")] = None,
+    output: Output = "text",
+) -> int:
+    """Decide a question; the question and its answer are recorded. Exit status 1 when the answer is deny."""
+    client = AdminClient(socket_path(run_dir))
+    question = {
+        "principal": _party(principal, principal_fact),
+        "action": action,
+        "resource": _party(resource, resource_fact),
+        "context": _facts(fact),
+    }
+    answer: dict[str, Any] = client.call("POST", "/admin/v1/policy/check", question)
+    show(answer, output, f"{answer['effect']}  {answer['code']}\n{answer['explanation']}\npolicy {answer['policy']}")
+    return 0 if answer["effect"] == "permit" else REFUSED
+
+
+def _party(text: str, facts: list[str] | None) -> dict[str, object]:
+    kind, colon, name = text.partition(":")
+    if not colon:
+        raise CliError("argument", f"{text!r} is not TYPE:ID")
+    return {"type": kind, "id": name, "attributes": _facts(facts)}
+
+
+def _facts(texts: list[str] | None) -> dict[str, object]:
+    facts: dict[str, object] = {}
+    for text in texts or ():
+        name, sign, value = text.partition("=")
+        if not sign or name in facts:
+            raise CliError("argument", f"{text!r} is not NAME=VALUE, or {name!r} stands twice")
+        facts[name] = _value(value)
+    return facts
+
+
+def _value(text: str) -> object:
+    """true, false and whole numbers are what they look like, [a,b] is a set, the rest is text."""
+    if text in {"true", "false"}:
+        return text == "true"
+    if text.removeprefix("-").isdecimal():
+        return int(text)
+    if text.startswith("[") and text.endswith("]"):
+        return [part for part in text[1:-1].split(",") if part]
+    return text

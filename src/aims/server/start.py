@@ -1,0 +1,101 @@
+"""From settings to a running server: everything that happens once, in order, before the first request.
+
+1. Settings and folders. 2. The lock: one supervisor for a data folder. 3. The database has this version's tables.
+4. Keys. 5. The policy that the operator names is in force. 6. The log's sequencer. 7. Sockets and workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack, suppress
+from functools import partial
+
+from aims.audit.checkpoint import VerifierKey
+from aims.audit.sequencer import Sequencer
+from aims.audit.store import sequencing_engine
+from aims.clock import Clock, IdSource
+from aims.keys.purpose import Purpose
+from aims.keys.ring import KeyRing
+from aims.keys.signing import SigningKey
+from aims.keys.store import open_store
+from aims.policy.bundle import Bundle
+from aims.policy.service import activate
+from aims.policy.store import active_version
+from aims.server.database import prepare as prepare_database
+from aims.server.settings import VKEY_FILE, Settings, make_private, prepare
+from aims.server.supervisor import Running, Supervisor
+from aims.storage.baton import baton
+from aims.storage.database import Database
+from aims.storage.engine import Location
+from aims.storage.lock import SupervisorLock
+
+
+async def serve(
+    settings: Settings, *, clock: Clock, ids: IdSource, ready: Callable[[Running], Awaitable[None]]
+) -> None:
+    """Run a server until it is told to stop; ``ready`` is called once it answers.
+
+    Raises:
+        AimsError: what stands in the way, before anything has been started.
+    """
+    with ExitStack() as held:
+        # 1
+        prepare(settings)
+        # 2
+        location = Location.parse(settings.database_url)
+        held.callback(SupervisorLock(location, settings.server_dir).release)
+        # 3
+        prepare_database(settings.database_url)
+        # 4
+        make_private(settings.server_dir / "keys")
+        ring = await KeyRing.open(open_store(settings.keys_uri), [Purpose.AUDIT_CHECKPOINT])
+        # 5
+        await put_policy_in_force(settings, clock=clock, ids=ids)
+        # 6
+        sequencer = sequencer_of(settings, location, ring.current(Purpose.AUDIT_CHECKPOINT), clock=clock, ids=ids)
+        # 7
+        supervisor = Supervisor(settings, clock=clock, seal=sequencer.step)
+        await supervisor.run(ready)
+        await asyncio.to_thread(sequencer.stop)
+
+
+def sequencer_of(settings: Settings, location: Location, key: SigningKey, *, clock: Clock, ids: IdSource) -> Sequencer:
+    """Make the log's sequencer, and write down beside the log the key that verifies it."""
+    public = key.public_key().public_bytes_raw()  # type: ignore[union-attr]  # this purpose makes Ed25519 keys first
+    verifier = VerifierKey(settings.audit_origin, public)
+    with suppress(FileExistsError), (settings.server_dir / VKEY_FILE).open("x", encoding="ascii") as file:
+        file.write(f"{verifier}\n")
+    return Sequencer(
+        engine=sequencing_engine(location),
+        folder=settings.log_dir,
+        key=verifier,
+        sign=key.sign_now,
+        clock=clock,
+        ids=ids,
+        baton=partial(baton, location),
+    )
+
+
+async def put_policy_in_force(settings: Settings, *, clock: Clock, ids: IdSource) -> None:
+    """Activate the bundle of the policy folder, or the shipped one, unless it is the one in force."""
+    bundle = Bundle.from_folder(settings.policy_dir) if settings.policy_dir else Bundle.shipped()
+    database = Database.open(settings.database_url, clock=clock, ids=ids, folder=settings.server_dir)
+    try:
+        with database.reading() as connection:
+            before = active_version(connection)
+        if before == bundle.version:
+            return
+        plan = activate(
+            bundle,
+            before=before,
+            now=clock.now(),
+            record_id=ids.new(),
+            operator={"uid": os.geteuid(), "user": getpass.getuser(), "role": "operator"},
+            cause={"admin": getpass.getuser(), "reason": "start of the server"},
+        )
+        plan.answer(await database.commit(plan.write))
+    finally:
+        database.close()
