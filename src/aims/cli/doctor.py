@@ -11,9 +11,9 @@ from typing import Annotated, Final
 import msgspec
 from cyclopts import Parameter
 
-from aims.cli.admin_client import AdminClient
 from aims.cli.output import REFUSED, Output, show
 from aims.errors import AimsError
+from aims.server.admin_client import AdminClient
 from aims.server.settings import MOST_SOCKET_OCTETS, default_run_dir, default_state_dir
 
 

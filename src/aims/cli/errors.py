@@ -11,7 +11,6 @@ class CliError(AimsError):
     layer = "cli"
     reasons = reasons(
         argument=("An argument is not of the form that the command takes.", "See the command's --help."),
-        answer=("The server's answer makes no sense to this version of the command.", "Use the server's own version."),
         refused=("The server refused.", "The lines above say why; `aims explain CODE` says more."),
         file=("A file cannot be read.", "Check its path and mode."),
         platform=("AIMS runs on Linux.", "Elsewhere only the verifying parts of the SDK work."),

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from aims.cli.admin_client import AdminClient, socket_path
 from aims.cli.errors import CliError
 from aims.cli.output import REFUSED, Output, show
+from aims.server.admin_client import AdminClient, socket_path
 
 app = App(name="policy", help="Ask the policy what it decides, and why.")
 

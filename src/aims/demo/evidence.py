@@ -11,10 +11,10 @@ from typing import Any, Final
 
 import msgspec
 
-from aims.cli.admin_client import AdminClient
 from aims.demo.processes import aims, output_of
 from aims.demo.stage import Stage
 from aims.demo.story import Chapter, Seen
+from aims.server.admin_client import AdminClient
 
 DECISIONS: Final = 1000
 EVERY_DENIED: Final = 5

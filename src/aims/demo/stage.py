@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from aims.cli.admin_client import AdminClient
 from aims.demo.processes import DemoError, Process, aims, output_of
+from aims.server.admin_client import AdminClient
 
 
 @dataclass(slots=True)

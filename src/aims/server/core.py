@@ -15,9 +15,9 @@ from sqlalchemy import Connection
 from aims.clock import Clock, IdSource
 from aims.policy.engine import Engine
 from aims.policy.errors import PolicyError
-from aims.policy.service import CHANGE_KIND
 from aims.policy.store import active
 from aims.policy.tables import Tables
+from aims.server.policy_activation import CHANGE_KIND
 from aims.server.settings import Settings
 from aims.storage.database import Database
 from aims.storage.feed import Event

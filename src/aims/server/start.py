@@ -22,9 +22,9 @@ from aims.keys.ring import KeyRing
 from aims.keys.signing import SigningKey
 from aims.keys.store import open_store
 from aims.policy.bundle import Bundle
-from aims.policy.service import activate
 from aims.policy.store import active_version
 from aims.server.database import prepare as prepare_database
+from aims.server.policy_activation import activate
 from aims.server.settings import VKEY_FILE, Settings, make_private, prepare
 from aims.server.supervisor import Running, Supervisor
 from aims.storage.baton import baton

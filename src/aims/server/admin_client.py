@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import msgspec
 
-from aims.cli.errors import CliError
 from aims.errors import AimsError, Reason
 from aims.server.errors import ServerError
 from aims.server.settings import default_run_dir, default_state_dir
@@ -59,9 +58,8 @@ class AdminClient:
         """Send one request and return the decoded answer.
 
         Raises:
-            ServerError: ``not_running`` when nobody answers on the socket.
+            ServerError: ``not_running`` when nobody answers on the socket, ``answer`` when what came back is not ours.
             RefusedError: what the server refused, with its own code.
-            CliError: ``answer`` when what came back is not JSON of ours.
         """
         if self._connection is None:
             self._connection = _UnixConnection(self._path)
@@ -79,7 +77,7 @@ class AdminClient:
             if response.status >= 400:
                 raise RefusedError(value["error"], value["message"], value["hint"], response.status)
         except (msgspec.DecodeError, KeyError, TypeError) as error:
-            raise CliError("answer", f"status {response.status}") from error
+            raise ServerError("answer", f"status {response.status}") from error
         return value
 
 
