@@ -151,7 +151,10 @@ def _text(name: str, content: bytes) -> str:
 
 def _read(path: Path) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:  # noqa: PTH123  a descriptor, opened without following links
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise PolicyError("bundle_file", f"{path.name[:100]!r} is not a plain file")
-        return file.read(MAX_FILE_OCTETS + 1)
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(MAX_FILE_OCTETS + 1)
+    finally:
+        os.close(descriptor)

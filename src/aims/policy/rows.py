@@ -41,8 +41,11 @@ SignalAction: TypeAlias = Literal["record", "revoke", "quarantine", "suspend", "
 
 _SEGMENT = r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+"
 _DOMAIN = r"spiffe://[a-z0-9._-]{1,255}"
+# One spelling per URL: no default port, no percent-encoding, no empty or dot segment but a last slash.
 _HTTPS = (
-    r"https://(?:[a-z0-9-]+(?:\.[a-z0-9-]+)*|\[[0-9a-f:.]+\])(?::[1-9][0-9]{0,4})?(?:/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*)?"
+    r"https://(?:[a-z0-9-]+(?:\.[a-z0-9-]+)*|\[[0-9a-f:.]+\])"
+    r"(?::(?!443(?:/|\Z))[1-9][0-9]{0,4})?"
+    r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~!$&'()*+,;=:@-]+)*/?"
 )
 
 RowName: TypeAlias = Annotated[str, Meta(pattern=r"\A[a-z][a-z0-9-]{0,63}\Z")]
@@ -53,6 +56,7 @@ Pattern: TypeAlias = Annotated[
     str, Meta(pattern=rf"\A(?:{_DOMAIN})?(?:/(?:\*(?=/|\Z)|{_SEGMENT}))+\Z", max_length=2048)
 ]
 Url: TypeAlias = Annotated[str, Meta(pattern=rf"\A{_HTTPS}\Z", max_length=2048)]
+Uri: TypeAlias = Annotated[str, Meta(pattern=r"\A[a-z][a-z0-9+.-]*:[\x21-\x7e]+\Z", max_length=2048)]
 Audience: TypeAlias = Annotated[str, Meta(pattern=r"\A[\x21-\x7e]{1,2048}\Z")]
 
 
@@ -183,7 +187,7 @@ class Transmitter(Row, frozen=True):
     """May it speak of the people that are mapped to this issuer?"""
     subjects: Annotated[tuple[Pattern, ...], Meta(max_length=64)]
     """Patterns of the SPIFFE IDs that it may speak of."""
-    events: Annotated[tuple[Url, ...], Meta(min_length=1, max_length=64)]
+    events: Annotated[tuple[Uri, ...], Meta(min_length=1, max_length=64)]
     strongest: SignalAction
     per_minute: Annotated[int, Meta(ge=1, le=6000)]
 
@@ -197,7 +201,9 @@ class Transmitter(Row, frozen=True):
 class Operator(Row, frozen=True):
     """Who administers, in which roles: ``server`` (the user of the server process), ``uid:1001`` or ``user:alice``."""
 
-    who: Annotated[str, Meta(pattern=r"\A(?:server|uid:(?:0|[1-9][0-9]{0,9})|user:[a-z_][a-z0-9_-]{0,31})\Z")]
+    who: Annotated[
+        str, Meta(pattern=r"\A(?:server|uid:(?:0|[1-9][0-9]{0,9})|user:[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63})\Z")
+    ]
     roles: Annotated[tuple[Word, ...], Meta(min_length=1, max_length=16)]
 
     def __post_init__(self) -> None:
