@@ -123,7 +123,8 @@ class Workload:
 class Node:
     """A host's daemon. ``selectors`` are facts that the administrator bound to it with the join token.
 
-    ``last_seen`` is the time of the last join or renewal, 0 before.
+    ``last_seen`` is the time of the last join or renewal, 0 before. In memory it is as old as the last other change,
+    and so is ``expected`` against ``active``; ``store.read_nodes`` knows both.
     """
 
     id: str

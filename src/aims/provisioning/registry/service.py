@@ -131,7 +131,7 @@ class RegistryService:
         if registry.has_identifier(spiffe_id) or wanted.name in {value.name for value in registry.workloads}:
             raise ProvisioningError("name_taken", str(spiffe_id))
         registry.owner(wanted.owner)
-        self._tables().identifier(wanted.kind.value, str(spiffe_id))
+        self._tables().identifier(wanted.kind.value, spiffe_id)
         workload = Workload(
             kind=wanted.kind,
             name=wanted.name,
@@ -229,7 +229,7 @@ class RegistryService:
         after = replace(before, state=NodeState.BANNED)
         draft = _Draft()
         stop = Stop(Name("node", node_id), blocked=True)
-        draft.put(store.update_node(before, after), "node", node_id, after, stop)
+        draft.put(store.ban_node(node_id), "node", node_id, after, stop)
         record = self._record("node.ban", "node.ban", str(before.spiffe_id), cause, before, after)
         return self._plan(draft, record, after, "changed")
 

@@ -57,7 +57,7 @@ entry = sa.Table(
     "entry",
     metadata,
     sa.Column("id", sa.String(26), primary_key=True),
-    sa.Column("spiffe_id", sa.String(2048), sa.ForeignKey("workload.spiffe_id"), nullable=False, index=True),
+    sa.Column("spiffe_id", sa.String(2048), sa.ForeignKey("workload.spiffe_id"), nullable=False),
     sa.Column("selectors", sa.Text(), nullable=False),
     sa.Column("nodes", sa.Text(), nullable=False),
     sa.Column("node_selectors", sa.Text(), nullable=False),
@@ -110,8 +110,13 @@ _DELETE_ENTRY: Final = sa.delete(entry).where(
 _INSERT_NODE: Final = sa.insert(node)
 _UPDATE_NODE: Final = (
     sa.update(node)
-    .where(node.c.id == sa.bindparam("of_id"), node.c.state == sa.bindparam("of_state"))
-    .values(state=sa.bindparam("new_state"), selectors=sa.bindparam("new_selectors"))
+    .where(node.c.id == sa.bindparam("of_id"), node.c.state != NodeState.BANNED.value)
+    .values(selectors=sa.bindparam("new_selectors"))
+)
+_BAN_NODE: Final = (
+    sa.update(node)
+    .where(node.c.id == sa.bindparam("of_id"), node.c.state != NodeState.BANNED.value)
+    .values(state=NodeState.BANNED.value)
 )
 _JOIN_NODE: Final = (
     sa.update(node)
@@ -203,19 +208,22 @@ def insert_node(value: Node) -> Effect:
     return Effect(_INSERT_NODE, row, must_match=True)
 
 
-def update_node(before: Node, after: Node) -> Effect:
-    """Replace state and selectors of a node whose state was read."""
-    row = {
-        "of_id": before.id,
-        "of_state": before.state.value,
-        "new_state": after.state.value,
-        "new_selectors": _selector_texts(after.selectors),
-    }
+def update_node(value: Node) -> Effect:
+    """Replace the selectors of a node that is not banned."""
+    row = {"of_id": value.id, "new_selectors": _selector_texts(value.selectors)}
     return Effect(_UPDATE_NODE, row, must_match=True)
 
 
+def ban_node(node_id: str) -> Effect:
+    """Ban a node for good; the Write that does so carries the ``Stop`` of its name."""
+    return Effect(_BAN_NODE, {"of_id": node_id}, must_match=True)
+
+
 def join_node(node_id: str, now: int) -> Effect:
-    """Note that a node joined or renewed; a banned one refuses the Write."""
+    """Note that a node joined or renewed; a banned one refuses the Write.
+
+    The feed does not carry it: whether a node may be issued to depends on its certificate and on bans, not on this.
+    """
     return Effect(_JOIN_NODE, {"of_id": node_id, "new_last_seen": now}, must_match=True)
 
 
@@ -260,9 +268,9 @@ def read(connection: sa.Connection) -> Rows:
     )
 
 
-def last_seen(connection: sa.Connection) -> dict[str, int]:
-    """Read when each node last joined or renewed; the feed does not carry it."""
-    return {row.id: row.last_seen for row in connection.execute(sa.select(node.c.id, node.c.last_seen))}
+def read_nodes(connection: sa.Connection) -> tuple[Node, ...]:
+    """Read the nodes by id, with when they last joined or renewed, which memory does not know."""
+    return tuple(_node(row) for row in connection.execute(sa.select(node).order_by(node.c.id)))
 
 
 def _workload(row: sa.Row[Any]) -> Workload:
