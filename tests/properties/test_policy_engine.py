@@ -142,7 +142,8 @@ def test_the_shipped_policy_knows_the_operator_and_nobody_else() -> None:
 
 
 def test_an_action_without_a_rule_is_told_apart_from_one_whose_rules_do_not_apply() -> None:
-    missing = ask(READER, "token", TOOL, TOKEN, SHIPPED)
+    without_agents = {name: content for name, content in FILES.items() if name != "agents.cedar"}
+    missing = ask(READER, "token", TOOL, TOKEN, Engine(Bundle.from_files(without_agents)))
     assert (missing.allow, missing.code, missing.rules) == (False, "policy.no_rule", ())
     assert "token" in missing.explanation
     denied = ask(READER, "token", TOOL, {**TOKEN, "bound": False})
