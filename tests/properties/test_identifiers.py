@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.properties.strategies import segments, spiffe_id_texts, trust_domain_names
 
@@ -46,6 +46,7 @@ def test_identifiers_compare_on_the_whole_uri(case: dict[str, Any]) -> None:
 
 
 @given(spiffe_id_texts())
+@settings(deadline=None)
 def test_a_spiffe_id_survives_the_round_trip_octet_by_octet(text: str) -> None:
     parsed = SpiffeId.parse(text)
     assert str(parsed) == text
@@ -81,6 +82,7 @@ def _grammar(text: str) -> bool:
 @example("spiffe://TD/a")
 @example("spiffe://td/.hidden")
 @example("spiffe://td/\u0661")
+@settings(deadline=None)
 def test_exactly_the_grammar_is_accepted(text: str) -> None:
     try:
         parsed = SpiffeId.parse(text)
@@ -137,6 +139,7 @@ def test_a_name_from_outside_stays_one_segment(build: Callable[[str], SpiffeId],
 
 
 @given(trust_domain_names(), segments(), segments())
+@settings(deadline=None)
 def test_default_paths_are_the_agreed_ones(domain: str, name: str, child: str) -> None:
     td = TrustDomain(domain)
     assert str(SpiffeId.agent(td, name)) == f"spiffe://{domain}/agents/{name}"

@@ -165,6 +165,7 @@ json_values = st.recursive(
 
 
 @given(st.dictionaries(st.text(max_size=6), json_values, max_size=5), st.booleans(), st.booleans())
+@settings(deadline=None)
 def test_json_is_read_as_the_standard_library_reads_it_however_it_is_written(
     value: dict[str, Any], escaped: bool, loose: bool
 ) -> None:
@@ -175,6 +176,7 @@ def test_json_is_read_as_the_standard_library_reads_it_however_it_is_written(
 
 
 @given(st.binary(max_size=60))
+@settings(deadline=None)
 def test_base64url_has_one_spelling(octets: bytes) -> None:
     text = base64url.encode(octets)
     assert text == base64.urlsafe_b64encode(octets).rstrip(b"=")
@@ -182,13 +184,14 @@ def test_base64url_has_one_spelling(octets: bytes) -> None:
 
 
 @given(st.text("ABab01-_+/= \n.", max_size=12).map(str.encode))
+@settings(deadline=None)
 def test_other_spellings_of_base64url_are_refused(text: bytes) -> None:
     with contextlib.suppress(JoseError):
         assert base64url.encode(base64url.decode(text)) == text
 
 
 @given(st.data())
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_no_changed_octet_passes_and_only_refusals_come_out(data: st.DataObject) -> None:
     profile = PROFILES[2]
     token = _GOOD.encode()

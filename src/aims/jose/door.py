@@ -106,7 +106,9 @@ def parse(token: str | bytes, profile: Profile) -> Parsed:
         JoseError: the first of steps 1 to 4 that failed.
     """
     head, body, tail, signing_input = _split(token, profile.max_octets)
-    header = _known_header(head, profile) if len(head) <= _CACHED_HEADER_OCTETS else _header(head, profile)
+    # a header with members of its own (a key, say) is a value that callers may hold on to, so it is never shared
+    shared = len(head) <= _CACHED_HEADER_OCTETS and not profile.headers
+    header = _known_header(head, profile) if shared else _header(head, profile)
     return Parsed(profile, header, read_object(base64url.decode(body)), signing_input, base64url.decode(tail))
 
 

@@ -32,7 +32,7 @@ def read_object(octets: bytes, *, max_depth: int = MAX_DEPTH, max_integer: int =
         JoseError: ``duplicate_member``, or ``malformed`` for everything else.
     """
     # Neither reader may recurse deeper than the bound; few brackets cannot be deep.
-    if octets.count(b"{") + octets.count(b"[") > max_depth and _depth(octets) > max_depth:
+    if octets.count(b"{") + octets.count(b"[") > max_depth and _deeper(octets, max_depth):
         raise JoseError("malformed", "nested too deep")
     try:
         value = _decode(octets)
@@ -63,9 +63,9 @@ def _each_once(pairs: list[tuple[str, Any]]) -> None:
         raise JoseError("duplicate_member")
 
 
-def _depth(octets: bytes) -> int:
-    """Return the deepest nesting of brackets outside strings, in one pass and without recursion."""
-    depth = deepest = 0
+def _deeper(octets: bytes, limit: int) -> bool:
+    """Tell whether brackets outside strings nest deeper than ``limit``, in one pass and without recursion."""
+    depth = 0
     inside = False
     for found in _STRUCTURE.finditer(octets):
         mark = found[0]
@@ -75,7 +75,8 @@ def _depth(octets: bytes) -> int:
             continue
         elif mark in b"{[":
             depth += 1
-            deepest = max(deepest, depth)
+            if depth > limit:
+                return True
         else:
             depth -= 1
-    return deepest
+    return False
