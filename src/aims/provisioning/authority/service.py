@@ -160,7 +160,7 @@ class AuthorityService:
             cause=cause,
             details={
                 "bundle": state.sequence + 1,
-                **{key.purpose.value.replace("-", "_"): key.kid for key in made},
+                "keys": " ".join(f"{key.purpose}:{key.kid}" for key in made) or None,
             },
         )
 
