@@ -120,7 +120,7 @@ class Cluster:
 
     def close(self) -> None:
         if self._server is not None:
-            self._server.send_signal(signal.SIGQUIT)
+            self._server.send_signal(signal.SIGINT)
             self._server.wait(_SECONDS)
         shutil.rmtree(self._folder, ignore_errors=True)
 
