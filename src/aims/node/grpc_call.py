@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,7 +22,7 @@ from h2.exceptions import ProtocolError
 from aims.errors import AimsError
 from aims.node.workload_errors import WorkloadApiError
 from aims.proto.framing import FrameFault, FrameRefusedError, frame, read_frame
-from aims.proto.workload_service import CLIENT_MESSAGE_LIMIT, METHODS, SECURITY_HEADER, Method
+from aims.proto.workload_service import CLIENT_MESSAGE_LIMIT, SECURITY_HEADER, Method
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -73,8 +73,8 @@ def message_of(error: AimsError) -> str:
     return f"{told} {error.hint}" if error.hint else told
 
 
-def read_headers(headers: Headers) -> Opening:
-    """Judge the headers of a request.
+def read_headers(headers: Headers, methods: Mapping[str, Method]) -> Opening:
+    """Judge the headers of a request to one of ``methods``, which are keyed by path.
 
     1. the security header, exactly once and octet for octet; 2. POST and gRPC; 3. a known method; 4. the deadline.
     Raises ``WorkloadApiError`` for the first that fails. All other metadata is ignored.
@@ -94,7 +94,7 @@ def read_headers(headers: Headers) -> Opening:
     path = fields.get(b":path", [])
     if len(path) != 1:
         raise WorkloadApiError("call_malformed", "path")
-    method = METHODS.get(path[0].decode("latin-1"))
+    method = methods.get(path[0].decode("latin-1"))
     if method is None:
         raise WorkloadApiError("unknown_method")
     # 4

@@ -3,9 +3,9 @@
 A call: 1. headers (``grpc_call.read_headers``), before anything else the security header; 2. the caller, by the
 kernel's word; 3. the request message, its length first; 4. the answers. Nothing of a refused call is kept.
 
-On top of what h2 does, a connection is bounded so: 100 calls at once, headers of 16 KiB, 64 KiB of unread data; a
-client that does not read is not read from, so that acknowledgements of floods cannot pile up; frames of types that
-HTTP/2 tells us to ignore, and empty ones, cost nothing. The transport is asyncio's public ``get_extra_info``; of
+On top of what h2 does, a connection is bounded so: 100 calls at once, frames and headers of 16 KiB, 64 KiB of unread
+data; a client that does not read is not read from, so that acknowledgements of floods cannot pile up; frames of types
+that HTTP/2 tells us to ignore, and empty ones, cost nothing. The transport is asyncio's public ``get_extra_info``; of
 grpclib only the names without an underscore are used.
 """
 
@@ -35,6 +35,7 @@ from h2.settings import SettingCodes, Settings
 from aims.errors import AimsError
 from aims.node.connection_limits import ConnectionLimits, Seat, Seats
 from aims.node.grpc_call import Call, CallLimits, ClientGoneError, Headers, read_headers
+from aims.node.http2_frames import FrameLengths
 from aims.node.identities import C, PeerOf
 from aims.node.workload_errors import WorkloadApiError
 from aims.proto.workload_service import Method
@@ -66,6 +67,7 @@ class GuardedServer(Generic[C]):
         self, answers: Mapping[Method, Answers[C]], peer_of: PeerOf[C], limits: GuardLimits | None = None
     ) -> None:
         self._answers = answers
+        self._methods = {method.path: method for method in answers}
         self._peer_of = peer_of
         self._limits = limits or GuardLimits()
         self._seats = Seats(self._limits.connections)
@@ -122,7 +124,7 @@ class GuardedServer(Generic[C]):
     async def _outcome(self, connection: _Connection[C], call: Call, headers: Headers) -> AimsError | None:
         try:
             # 1
-            opening = read_headers(headers)
+            opening = read_headers(headers, self._methods)
             if self._stopping:
                 return WorkloadApiError("api_stopping")
             async with _deadline(opening.timeout, "deadline"):
@@ -226,6 +228,7 @@ class _Connection(H2Protocol, Generic[C]):
         # Header values stay octets: decoding them would let a client raise UnicodeDecodeError inside h2.
         h2_config = H2Configuration(client_side=False, header_encoding=None, validate_inbound_headers=False)
         super().__init__(self.calls, Configuration().__for_server__(), h2_config)
+        self._frames = FrameLengths()
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._limits = limits
         self._seats = seats
@@ -246,12 +249,12 @@ class _Connection(H2Protocol, Generic[C]):
                 raise WorkloadApiError("not_ready", f"the caller cannot be recognised: {error.strerror}") from error
         return self._caller
 
-    def hang_up(self) -> None:
+    def hang_up(self, code: int = ErrorCodes.NO_ERROR) -> None:
         """Say goodbye (GOAWAY) and close once what was written has left, or when the client does not take it."""
         if self._transport is None or self._transport.is_closing():
             return
         self._arm(self._limits.handshake_seconds, self.abort)
-        self.h2.close_connection()
+        self.h2.close_connection(code)
         self._transport.write(self.h2.data_to_send())
         self._transport.close()
 
@@ -292,10 +295,13 @@ class _Connection(H2Protocol, Generic[C]):
         self.processor = EventsProcessor(self.calls, self.connection)
 
     def data_received(self, data: bytes) -> None:
+        if not self._frames.allow(data):
+            self.hang_up(ErrorCodes.FRAME_SIZE_ERROR)
+            return
         try:
             events = self.connection.feed(data)
-        except ProtocolError:
-            self.hang_up()
+        except ProtocolError as error:
+            self.hang_up(error.error_code)
             return
         self.connection.flush()
         for event in events:
@@ -341,7 +347,8 @@ class _Connection(H2Protocol, Generic[C]):
     def _duplicate(self) -> socket.socket:
         if self._transport is None or self._transport.is_closing():
             raise OSError("the connection is closed")
-        return socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno()))
+        descriptor = os.dup(self._transport.get_extra_info("socket").fileno())
+        return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=descriptor)
 
     def _calls_changed(self) -> None:
         if self.calls:

@@ -29,14 +29,13 @@ class Listener:
 
     socket: socket.socket
     path: Path
-    device: int
-    inode: int
+    made: tuple[int, int, int]
 
     def unlink(self) -> None:
         """Remove the file, if it is still the one that was made here."""
         with contextlib.suppress(FileNotFoundError):
             found = self.path.lstat()
-            if (found.st_dev, found.st_ino) == (self.device, self.inode):
+            if _mark(found) == self.made:
                 self.path.unlink()
 
 
@@ -63,12 +62,17 @@ def open_listener(path: Path, mode: int = EVERYBODY) -> Listener:
             listening.setblocking(False)
             listening.bind(os.fspath(path))
             path.chmod(mode)
-            made = path.lstat()
+            made = _mark(path.lstat())
             listening.listen(_BACKLOG)
         except BaseException:
             listening.close()
             raise
-    return Listener(listening, path, made.st_dev, made.st_ino)
+    return Listener(listening, path, made)
+
+
+def _mark(found: os.stat_result) -> tuple[int, int, int]:
+    """Tell files of one path apart; the time too, because a freed inode number is given to the next file."""
+    return found.st_dev, found.st_ino, found.st_ctime_ns
 
 
 @contextlib.contextmanager
