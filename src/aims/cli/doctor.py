@@ -68,7 +68,8 @@ def _sockets(place: Place) -> Finding:
     if not path.exists():
         return Finding(name, False, f"{path} is not there", "start the server with `aims up`")
     try:
-        status = AdminClient(path).call("GET", "/admin/v1/status")
+        with AdminClient(path) as client:
+            status = client.call("GET", "/admin/v1/status")
     except AimsError as error:
         return Finding(name, False, f"{path}: {error.code}: {error.sentence}", error.hint)
     if not status["writable"]:

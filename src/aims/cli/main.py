@@ -21,6 +21,7 @@ app.command("aims.cli.demo:demo", name="demo", help="Play the whole story with r
 app.command("aims.cli.up:up", name="up", help="Start a trust domain on this host and keep it running.")
 app.command("aims.cli.doctor:doctor", name="doctor", help="Check the set-up and print the fix for each finding.")
 app.command("aims.cli.policy:app", name="policy", help="Ask the policy what it decides, and why.")
+app.command("aims.cli.server:app", name="server", help="Prepare the database of a server.")
 app.command("aims.cli.audit:app", name="audit", help="Verify the tamper-evident log.")
 
 

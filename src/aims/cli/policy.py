@@ -29,14 +29,14 @@ def check(
     output: Output = "text",
 ) -> int:
     """Decide a question; the question and its answer are recorded. Exit status 1 when the answer is deny."""
-    client = AdminClient(socket_path(run_dir))
     question = {
         "principal": _party(principal, principal_fact),
         "action": action,
         "resource": _party(resource, resource_fact),
         "context": _facts(fact),
     }
-    answer: dict[str, Any] = client.call("POST", "/admin/v1/policy/check", question)
+    with AdminClient(socket_path(run_dir)) as client:
+        answer: dict[str, Any] = client.call("POST", "/admin/v1/policy/check", question)
     show(answer, output, f"{answer['effect']}  {answer['code']}\n{answer['explanation']}\npolicy {answer['policy']}")
     return 0 if answer["effect"] == "permit" else REFUSED
 

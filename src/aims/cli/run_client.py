@@ -159,10 +159,7 @@ class _Session:
             if self._terminal is not None:
                 self._terminal.register(poll)
             ready = dict(poll.poll())
-            if self._terminal is not None:
-                self._terminal.copy(ready)
-            if self._woken.fileno() in ready:
-                self._forward(connection)
+            # the node speaks first: the terminal is raw before the program's first words are copied
             if connection.fileno() in ready:
                 message = self._receive(connection)
                 if not isinstance(message, Started):
@@ -170,6 +167,10 @@ class _Session:
                         self._terminal.drain()
                     return message
                 self._started(message)
+            if self._woken.fileno() in ready:
+                self._forward(connection)
+            if self._terminal is not None:
+                self._terminal.copy(ready)
 
     def _receive(self, connection: socket.socket) -> Started | Ended | Refused | None:
         try:

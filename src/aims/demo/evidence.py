@@ -34,10 +34,9 @@ def _question(role: str) -> dict[str, Any]:
 
 def _decide(stage: Stage) -> tuple[Counter[str], list[str]]:
     """Ask the server again and again, and keep a ledger of the records that its answers promise."""
-    client = AdminClient(stage.run_dir / "admin.sock", "the story")
     seen: Counter[str] = Counter()
     ledger: list[str] = []
-    try:
+    with AdminClient(stage.run_dir / "admin.sock", "the story") as client:
         for number in range(DECISIONS):
             if number % EVERY_BROWSER == 0:
                 seen[_as_a_browser(stage)] += 1
@@ -46,8 +45,6 @@ def _decide(stage: Stage) -> tuple[Counter[str], list[str]]:
             answer = client.call("POST", "/admin/v1/policy/check", _question(role))
             seen[answer["effect"]] += 1
             ledger.append(answer["record"])
-    finally:
-        client.close()
     return seen, ledger
 
 

@@ -76,12 +76,9 @@ class Stage:
         """Call the administrator's socket from a thread."""
 
         def call() -> dict[str, Any]:
-            client = AdminClient(self.run_dir / "admin.sock", "the story")
-            try:
+            with AdminClient(self.run_dir / "admin.sock", "the story") as client:
                 answer: dict[str, Any] = client.call(method, path, body)
-            finally:
-                client.close()
-            return answer
+                return answer
 
         return await asyncio.to_thread(call)
 

@@ -50,9 +50,17 @@ class AdminClient:
         self._headers = {"aims-reason": reason.encode("ascii", "replace").decode("ascii")} if reason else {}
         self._connection: _UnixConnection | None = None
 
+    def __enter__(self) -> AdminClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
+        """Close the connection; the next call opens a new one."""
         if self._connection is not None:
             self._connection.close()
+            self._connection = None
 
     def call(self, method: str, path: str, body: object | None = None) -> Any:
         """Send one request and return the decoded answer.
