@@ -1,0 +1,99 @@
+"""A context whose identity and trust change while it is in use.
+
+Servers and clients keep one ``SSLContext`` for their whole life. This one hands each new connection to an inner context
+that is replaced as a whole, with or without a server name from the client. Connections that are open keep their keys;
+whether their peer would still be accepted is a question that their owner can ask, and must ask on each change.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from cryptography import x509
+
+from aims.errors import AimsError
+from aims.tls.context import client_context, mtls_server_context
+from aims.tls.errors import TlsError
+from aims.tls.identity import TlsIdentity
+from aims.tls.peer import Check
+from aims.tls.presented import presented
+
+
+class RotatingContext(ssl.SSLContext):
+    """An ``SSLContext`` for any server or client; made by `server` or `client`, changed by `update`.
+
+    A handshake that began before an update is judged by the check in force when it ends.
+    """
+
+    _inner: ssl.SSLContext
+    _check: Check
+    _protocols: list[str] | None
+    _hooks: list[Callable[[], None]]
+    _serves: bool
+
+    @classmethod
+    def server(cls, identity: TlsIdentity, roots: Iterable[x509.Certificate], check: Check) -> RotatingContext:
+        """Return a rotating `mtls_server_context`. Raises: as that."""
+        return cls._start(ssl.PROTOCOL_TLS_SERVER, identity, roots, check)
+
+    @classmethod
+    def client(cls, identity: TlsIdentity | None, roots: Iterable[x509.Certificate], check: Check) -> RotatingContext:
+        """Return a rotating `client_context`. Raises: as that."""
+        return cls._start(ssl.PROTOCOL_TLS_CLIENT, identity, roots, check)
+
+    @classmethod
+    def _start(
+        cls, protocol: int, identity: TlsIdentity | None, roots: Iterable[x509.Certificate], check: Check
+    ) -> RotatingContext:
+        self = cls(protocol)
+        self._serves = protocol == ssl.PROTOCOL_TLS_SERVER
+        self._protocols = None
+        self._hooks = []
+        self.update(identity, roots, check)
+        return self
+
+    def update(self, identity: TlsIdentity | None, roots: Iterable[x509.Certificate], check: Check) -> None:
+        """Use these for every handshake that ends from now on, then call the hooks.
+
+        If the new identity or roots cannot be loaded, nothing changes.
+
+        Raises: TlsError ``identity`` (also for a server without one), ``not_exportable``, ``roots``.
+        """
+        if not self._serves:
+            inner = client_context(identity, roots, self._judge)
+        elif identity is None:
+            raise TlsError("identity", "a server shows a certificate")
+        else:
+            inner = mtls_server_context(identity, roots, self._judge)
+        if self._protocols is not None:
+            inner.set_alpn_protocols(self._protocols)
+        self._check, self._inner = check, inner
+        for hook in tuple(self._hooks):
+            hook()
+
+    def on_change(self, hook: Callable[[], None]) -> None:
+        """Call ``hook`` after each update: close there every connection that `still_accepts` refuses."""
+        self._hooks.append(hook)
+
+    def still_accepts(self, connection: ssl.SSLObject | ssl.SSLSocket) -> bool:
+        """Tell whether the peer of an open connection would pass the check now."""
+        chain = presented(connection)
+        try:
+            return bool(chain) and self._check(chain) is not None
+        except AimsError:
+            return False
+
+    def _judge(self, chain: tuple[bytes, ...]) -> object:
+        return self._check(chain)
+
+    def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
+        return self._inner.wrap_bio(*args, **kwargs)
+
+    def wrap_socket(self, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
+        return self._inner.wrap_socket(*args, **kwargs)
+
+    def set_alpn_protocols(self, alpn_protocols: Iterable[str]) -> None:
+        self._protocols = list(alpn_protocols)
+        self._inner.set_alpn_protocols(self._protocols)
