@@ -157,11 +157,12 @@ class Launcher:
         if launch.measured.measurement.roots:
             try:
                 async with self._measuring:
-                    unchanged = await asyncio.to_thread(self._measurer.unchanged, launch.measured)
+                    again = await asyncio.to_thread(self._measurer.again, launch.measured)
             except NodeError as error:
                 raise NodeError("launch_mismatch", error.reason) from error
-            if not unchanged:
+            if again is None:
                 raise NodeError("launch_mismatch", "code")
+            launch.measured = again
         # what was read counts only if the process is still the one that was meant
         launch.check_executable()
         launch.vouched = True
@@ -246,17 +247,7 @@ class Launcher:
             with descriptors:
                 # 1. who asks, and for what
                 approved = self._allowed(peer, start)
-                launch = await self._execute(peer, start, descriptors, approved)
-        _, dropped = environment.clean(_text(start))
-        started = Started(
-            pid=launch.pid,
-            instance=launch.instance,
-            posture=launch.posture,
-            dropped=tuple(name.encode("ascii", "backslashreplace").decode("ascii")[:200] for name in dropped[:200]),
-        )
-        # the client needs the pidfd for the day on which the node dies before the program
-        reply(connection, started, () if launch.ended.done() else (launch.pidfd,))
-        return launch
+                return await self._execute(connection, peer, start, descriptors, approved)
 
     def _allowed(self, peer: Peer, start: Start) -> Approved:
         if self._stopping:
@@ -273,9 +264,10 @@ class Launcher:
             raise NodeError("launches_full")
         return approved
 
-    async def _execute(self, peer: Peer, start: Start, descriptors: Descriptors, approved: Approved) -> Launch:
-        given = _text(start)
-        kept, _ = environment.clean(given)
+    async def _execute(
+        self, connection: socket.socket, peer: Peer, start: Start, descriptors: Descriptors, approved: Approved
+    ) -> Launch:
+        kept, dropped = environment.clean(_text(start))
         # 2. the program
         async with self._measuring:
             program, measured = await asyncio.to_thread(
@@ -318,6 +310,7 @@ class Launcher:
             try:
                 await gate.ready()
                 descriptors.close()
+                _announce(connection, launch, dropped)
                 await gate.go()
             except BaseException:
                 launch.send(signal.SIGKILL)
@@ -380,6 +373,17 @@ class Launcher:
     @property
     def _bytecode(self) -> Path:
         return self._folder / "bytecode"
+
+
+def _announce(connection: socket.socket, launch: Launch, dropped: tuple[str, ...]) -> None:
+    """Tell the client before the program runs, so that its terminal and its pidfd are in place."""
+    started = Started(
+        pid=launch.pid,
+        instance=launch.instance,
+        posture=launch.posture,
+        dropped=tuple(name.encode("ascii", "backslashreplace").decode("ascii")[:200] for name in dropped[:200]),
+    )
+    reply(connection, started, () if launch.ended.done() else (launch.pidfd,))
 
 
 def _text(start: Start) -> dict[str, str]:

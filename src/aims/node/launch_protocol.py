@@ -68,7 +68,10 @@ class Signal(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 class Started(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True, tag="started"):
-    """The program runs; a pidfd of it comes along. ``dropped``: names of variables that it does not see."""
+    """The program is about to run; a pidfd of it comes along. ``dropped``: names of variables that it does not see.
+
+    A ``Refused`` may still follow: the last step, the execution itself, can fail.
+    """
 
     pid: int
     instance: str

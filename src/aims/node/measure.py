@@ -120,16 +120,17 @@ class Measurer:
             skip_bytecode=program.python,
         )
 
-    def unchanged(self, before: Measured) -> bool:
-        """Read the code roots again and tell whether content, inodes and change times are as they were.
+    def again(self, before: Measured) -> Measured | None:
+        """Read the code roots again; None if content, inodes or change times are not as they were.
+
+        Compare with the answer the next time: a folder that was excused once is not excused twice.
 
         Raises: NodeError as ``measure``.
         """
         paths = [root.path for root in before.measurement.roots]
         roots, fingerprints = self._roots(paths, before.skip_bytecode, ())
-        return roots == before.measurement.roots and all(
-            earlier.same(later) for earlier, later in zip(before.fingerprints, fingerprints, strict=True)
-        )
+        same = all(earlier.same(later) for earlier, later in zip(before.fingerprints, fingerprints, strict=True))
+        return replace(before, fingerprints=fingerprints) if same and roots == before.measurement.roots else None
 
     def _roots(
         self, paths: Sequence[str], skip_bytecode: bool, homes: Collection[str]

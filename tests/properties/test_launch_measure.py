@@ -1,0 +1,164 @@
+"""Measuring: what changes a digest, what changes only the fingerprint, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aims.clock import SystemClock
+from aims.node import measure
+from aims.node.errors import NodeError
+from aims.node.measure import Measured, Measurer, homes_of, refuse_wide
+from aims.node.program import resolve
+
+PYTHON = os.path.realpath(sys.executable)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path / "tree"
+    (root / "package").mkdir(parents=True)
+    (root / "agent.py").write_text("print()\n")
+    (root / "package/module.py").write_text("VALUE = 1\n")
+    (root / "link").symlink_to("agent.py")
+    return root
+
+
+@pytest.fixture
+def measurer(clock: SystemClock) -> Measurer:
+    return Measurer(clock)
+
+
+def _measure(measurer: Measurer, tree: Path) -> Measured:
+    with resolve([PYTHON, str(tree / "agent.py")], cwd="/") as program:
+        return measurer.measure(program, roots=[str(tree)])
+
+
+def _digest(measured: Measured, tree: Path) -> str:
+    return next(root.digest for root in measured.measurement.roots if root.path == str(tree))
+
+
+def _swap_link(tree: Path) -> None:
+    (tree / "link").unlink()
+    (tree / "link").symlink_to("package/module.py")
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "content": lambda tree: (tree / "package/module.py").write_text("VALUE = 2\n"),
+    "mode": lambda tree: (tree / "agent.py").chmod(0o755),
+    "mode of a folder": lambda tree: (tree / "package").chmod(0o700),
+    "file added": lambda tree: (tree / "package/json.py").write_text(""),
+    "folder added": lambda tree: (tree / "json").mkdir(),
+    "sourceless bytecode added": lambda tree: (tree / "json.pyc").write_bytes(b""),
+    "file removed": lambda tree: (tree / "package/module.py").unlink(),
+    "file renamed": lambda tree: (tree / "package/module.py").rename(tree / "package/other.py"),
+    "link elsewhere": _swap_link,
+    "pipe added": lambda tree: os.mkfifo(tree / "pipe"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_every_change_of_the_tree_is_another_digest(
+    measurer: Measurer, tree: Path, change: Callable[[Path], object]
+) -> None:
+    before = _measure(measurer, tree)
+    assert measurer.again(before) is not None
+    change(tree)
+    with resolve([PYTHON, "-c", "pass"], cwd=str(tree)) as program:
+        after = measurer.measure(program)
+    assert _digest(after, tree) != _digest(before, tree)
+    assert measurer.again(before) is None
+
+
+def test_the_same_tree_has_one_digest_whatever_the_order_and_the_cache(
+    measurer: Measurer, clock: SystemClock, tree: Path
+) -> None:
+    first = _digest(_measure(measurer, tree), tree)
+    clock.offset = 60.0
+    assert _digest(_measure(measurer, tree), tree) == first
+    assert _digest(_measure(measurer, tree), tree) == first
+    assert _digest(_measure(Measurer(clock), tree), tree) == first
+
+
+def test_a_digest_is_remembered_only_when_the_file_has_settled(
+    measurer: Measurer, clock: SystemClock, tree: Path
+) -> None:
+    _measure(measurer, tree)
+    remembered = set(measurer._cache)
+    young = (tree / "agent.py").stat()
+    assert (young.st_dev, young.st_ino, young.st_ctime_ns, young.st_size) not in remembered
+    clock.offset = 60.0
+    _measure(measurer, tree)
+    assert (young.st_dev, young.st_ino, young.st_ctime_ns, young.st_size) in measurer._cache
+
+
+def test_swap_and_swap_back_is_another_fingerprint_and_the_same_digest(measurer: Measurer, tree: Path) -> None:
+    before = _measure(measurer, tree)
+    module = tree / "package/module.py"
+    stamp, text = module.stat(), module.read_bytes()
+    module.write_bytes(b"VALUE = 9\n")
+    module.write_bytes(text)
+    os.utime(module, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert measurer.again(before) is None
+    assert _digest(_measure(measurer, tree), tree) == _digest(before, tree)
+
+
+def test_bytecode_folders_are_code_only_for_other_interpreters(measurer: Measurer, tree: Path) -> None:
+    before = _measure(measurer, tree)
+    (tree / "__pycache__").mkdir()
+    (tree / "__pycache__/agent.pyc").write_bytes(b"x")
+    again = measurer.again(before)
+    assert again is not None
+    with resolve(["sh", str(tree / "agent.py")], cwd="/", path="/usr/bin:/bin") as program:
+        shell = measurer.measure(program, roots=[str(tree)])
+    assert _digest(shell, tree) != _digest(before, tree)
+    # excused once, not twice
+    (tree / "json.py").touch()
+    (tree / "json.py").unlink()
+    assert measurer.again(again) is None
+
+
+def test_a_link_is_recorded_and_not_followed(measurer: Measurer, tree: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("1")
+    (tree / "out").symlink_to(outside)
+    before = _digest(_measure(measurer, tree), tree)
+    (outside / "file").write_text("2")
+    assert _digest(_measure(measurer, tree), tree) == before
+
+
+def test_too_many_files_and_octets_are_refused(measurer: Measurer, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "MAX_FILES", 4)
+    with pytest.raises(NodeError, match="code_too_large"):
+        _measure(measurer, tree)
+    monkeypatch.undo()
+    with (tree / "sparse").open("wb") as file:
+        file.truncate(measure.MAX_OCTETS + 1)
+    with pytest.raises(NodeError, match="code_too_large"):
+        _measure(measurer, tree)
+
+
+def test_wide_roots_are_refused(measurer: Measurer, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for root in ("/", "/home", "/home/somebody", "/root", "/srv", "/srv/people", "/srv/people/ann"):
+        with pytest.raises(NodeError, match="root_refused"):
+            refuse_wide(root, ["/root", "/srv/people/ann"])
+    for root in ("/srv/people/ann/project", "/home/somebody/project", "/srv/people/annabel", "/root/project"):
+        refuse_wide(root, ["/root", "/srv/people/ann"])
+    assert "/root" in homes_of(os.getuid())
+    assert "/" not in homes_of(65534, "/")
+    with resolve([PYTHON, str(tree / "agent.py")], cwd="/") as program, pytest.raises(NodeError, match="root_refused"):
+        measurer.measure(program, roots=[str(tree)], homes=homes_of(os.getuid(), str(tree / "package")))
+
+
+def test_a_missing_or_hidden_root_is_refused(measurer: Measurer, tree: Path) -> None:
+    with resolve([PYTHON, str(tree / "agent.py")], cwd="/") as program:
+        with pytest.raises(NodeError, match="code_unreadable"):
+            measurer.measure(program, roots=[str(tree / "none")])
+        (tree / "agent.py").unlink()
+        with pytest.raises(NodeError, match="code_unreadable"):
+            measurer.measure(program)
