@@ -67,6 +67,11 @@ class ProvisioningError(AimsError):
         ),
         # issuance
         request_malformed=("The body of the request is not what the node protocol says.", "Update the node."),
+        version=(
+            "This server speaks version 1 of the node protocol.",
+            "Install the same version of AIMS on node and server.",
+        ),
+        busy=("Too many nodes try to join at the moment.", "Try again in a second."),
         peer_not_a_node=("Only a node may ask this.", "Call with a node's own X509-SVID."),
         csr_malformed=("The certificate request or its key cannot be used.", "Send PKCS#10 with a P-256 or P-384 key."),
         proof_key=("The proof key cannot be used.", "Send a public P-256 JWK that is not the key of the certificate."),

@@ -1,0 +1,70 @@
+"""What nodes report about launches: an audit record, and nothing that decides anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+from aims.audit.record import body, inert
+from aims.clock import Clock, IdSource
+from aims.credentials.model import Fence
+from aims.errors import AimsError
+from aims.provisioning.errors import ProvisioningError
+from aims.provisioning.registry.memory import Registry
+from aims.storage.intent import Plan
+from aims.storage.write import Write
+
+MAX_DETAILS: Final = 12
+MAX_DETAIL: Final = 512
+
+
+def launched(
+    registry: Registry,
+    clock: Clock,
+    ids: IdSource,
+    *,
+    node_id: str,
+    entry_id: str,
+    instance: str,
+    event: Literal["start", "end"],
+    detail: Mapping[str, str | int | bool],
+    request_id: str,
+) -> Plan[None]:
+    """Record that a node started a workload, or that one ended.
+
+    ``detail`` is at most 12 members; texts are cut to what may stand in a record. ``posture`` and ``reason`` in it
+    become the record's own members.
+
+    Raises: ProvisioningError ``node_unknown``, ``entry_unknown``, ``node_not_bound``, ``instance_malformed``,
+        ``request_malformed``.
+    """
+    entry = registry.entry(entry_id)
+    if not entry.is_bound_to(registry.node(node_id)):
+        raise ProvisioningError("node_not_bound", f"entry {entry_id} on node {node_id}")
+    try:
+        if Fence(instance, 0).node != node_id:
+            raise ProvisioningError("instance_malformed", "of another node")
+    except AimsError as error:
+        raise ProvisioningError("instance_malformed", str(error)) from error
+    if len(detail) > MAX_DETAILS or any(isinstance(text, str) and len(text) > MAX_DETAIL for text in detail.values()):
+        raise ProvisioningError("request_malformed", "detail")
+    details: dict[str, Any] = {
+        name: inert(value) if isinstance(value, str) else value for name, value in detail.items()
+    }
+    agent = str(entry.spiffe_id)
+    octets = body(
+        type=f"launch.{event}",
+        outcome="success",
+        time=clock.now(),
+        id=ids.new(),
+        request_id=request_id,
+        agent={"id": agent, "instance": instance},
+        node=node_id,
+        resource=agent,
+        action=f"launch.{event}",
+        decision={"effect": "permit", "reason": "reported by the node"},
+        posture={"level": str(details.pop("posture", "unknown"))},
+        cause={"reason": str(details.pop("reason", event))},
+        details={**details, "entry": entry_id},
+    )
+    return Plan(Write(record=lambda _: octets), lambda _: None)
