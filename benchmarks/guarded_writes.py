@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def _databases() -> Iterator[tuple[str, str]]:
-    # Not in /tmp alone: where that is memory, a synchronous commit costs nothing and proves nothing.
+    # Not in a temporary folder: where that is memory, a synchronous commit costs nothing and proves nothing.
     with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".bench-") as folder:
         yield f"sqlite:///{folder}/aims.db", "SQLite, full sync"
     found = programs()
@@ -78,7 +78,7 @@ def _databases() -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def _running(bin_: Path) -> Iterator[Cluster]:
-    cluster = Cluster(bin_)
+    cluster = Cluster(bin_, Path("/var/tmp"))  # noqa: S108 - a fresh folder below it
     try:
         cluster.start()
         yield cluster

@@ -197,7 +197,8 @@ def test_a_broken_subscriber_is_reloaded_and_hides_no_one_but_the_proof(database
     bad.broken = False
     database.commit_now(write(b"3"))
     until(lambda: database.feed.head == 3)
-    assert (bad.reloads, bad.numbers) == (2, [])
+    assert bad.reloads == 2
+    assert bad.numbers in ([], [3]), "the reload brought the rest"
 
 
 async def test_the_proof_of_being_up_to_date_grows_old_while_the_loop_is_blocked(
