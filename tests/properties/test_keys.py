@@ -27,7 +27,9 @@ from aims.keys import (
     LocalKey,
     PublicKey,
     Purpose,
+    SigningKey,
     generate,
+    immediate,
     local_key,
     open_store,
     thumbprint,
@@ -184,6 +186,23 @@ async def test_rotation_publishes_before_use_and_after(kind: str, folder: Path) 
     with _refused("missing"):
         await store.load(Purpose.SET, first)
     await store.destroy(Purpose.SET, first)
+
+
+async def test_a_key_elsewhere_is_awaited(folder: Path) -> None:
+    ring = await KeyRing.open(FileKeyStore(folder), [Purpose.SET])
+    here = ring.current(Purpose.SET)
+    _verify(here.public(), immediate(here).sign_now(b"x"), b"x")
+
+    class Remote:
+        """A key in a device: it has no way to sign at once."""
+
+        purpose, kid, algorithm = here.purpose, here.kid, here.algorithm
+        public, public_key, sign, certificate_key = here.public, here.public_key, here.sign, here.certificate_key
+
+    away: SigningKey = Remote()
+    with _refused("not_local"):
+        immediate(away)
+    _verify(away.public(), await away.sign(b"x"), b"x")
 
 
 async def test_an_empty_ring_has_no_keys(folder: Path) -> None:
@@ -370,7 +389,7 @@ def test_a_killed_writer_leaves_a_ring_that_opens(folder: Path, rounds: int) -> 
 
 async def _rotate(folder: Path) -> None:
     ring = await KeyRing.open(FileKeyStore(folder), [Purpose.SET], create=False)
-    _verify(ring.current(Purpose.SET).public(), ring.current(Purpose.SET).sign_now(b"x"), b"x")
+    _verify(ring.current(Purpose.SET).public(), await ring.current(Purpose.SET).sign(b"x"), b"x")
     if ring.next(Purpose.SET) is None:
         await ring.prepare(Purpose.SET)
     await ring.activate(Purpose.SET, retire_until=0)

@@ -342,6 +342,21 @@ def test_keys_reach_tls_without_touching_a_disk(monkeypatch: pytest.MonkeyPatch)
     assert set(Path("/proc/self/fd").iterdir()) == before
 
 
+def test_anchors_that_cannot_be_loaded_build_no_context() -> None:
+    class Junk:
+        def public_bytes(self, _: object) -> bytes:
+            return b"\x30\x03\x02\x01\x01"
+
+    junk: Any = Junk()
+    with _refused("roots"):
+        client_context(AGENT_END.identity, (junk,), lambda chain: chain)
+    server = _server()
+    with _refused("roots"):
+        server.update(TOOL_END.identity, (junk,), lambda chain: chain)
+    _, _, errors = joined(_client(), server)
+    assert not errors
+
+
 def test_identities_that_cannot_be_shown_are_refused() -> None:
     with _refused("identity"):
         TlsIdentity(TOOL_END.svid.chain, AGENT_END.key)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
+import spiffe
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from tests.properties.x509_material import (
     BOTH,
@@ -30,8 +34,9 @@ from aims.credentials.errors import CredentialError
 from aims.credentials.model import Fence
 from aims.credentials.x509_svid import X509Svid, issue, read, validate
 from aims.identifiers import SpiffeId, TrustDomain
-from aims.jose import base64url
+from aims.jose import KeySet, VerificationKey, base64url
 from aims.x509 import Epoch, X509Error
+from aims.x509.parse import join_pem
 
 TD, OTHER_TD = TrustDomain("a.test"), TrustDomain("b.test")
 A, B = Domain("a.test"), Domain("b.test")
@@ -87,6 +92,27 @@ def test_what_is_issued_is_believed_and_carries_its_fence() -> None:
     assert (found.not_before, found.not_after, found.serial) == (NOW - 10, NOW + HOUR, made.leaf.serial_number)
     digest = hashlib.sha256(_der(made.leaf)).digest()
     assert found.thumbprint == base64url.encode(digest).decode()
+
+
+def test_other_implementations_read_what_is_issued(tmp_path: Path) -> None:
+    made, bundle = _svid(), BUNDLES.get(TD)
+    assert bundle is not None
+    key = KEY.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    theirs = spiffe.X509Svid.parse_raw(made.der, key)
+    assert str(theirs.spiffe_id) == str(WHO)
+    domain = spiffe.TrustDomain(TD.name)
+    assert spiffe.X509Bundle.parse_raw(domain, bundle.x509_der()).x509_authorities == {A.root}
+    jwt = KeySet([VerificationKey("k", None, KEY.public_key())])
+    jwks = Bundle(trust_domain=TD, jwt_keys=jwt).jwt_jwks()
+    assert set(spiffe.JwtBundle.parse(domain, jwks).jwt_authorities) == {"k"}
+    openssl = shutil.which("openssl")
+    if openssl is not None:
+        root, leaf = tmp_path / "root", tmp_path / "leaf"
+        root.write_bytes(join_pem([A.root]))
+        leaf.write_bytes(join_pem(made.chain))
+        for purpose in ("sslclient", "sslserver"):
+            command = [openssl, "verify", "-x509_strict", "-purpose", purpose, "-CAfile", str(root), str(leaf)]
+            subprocess.run(command, check=True, capture_output=True, timeout=20)
 
 
 def test_a_foreign_svid_needs_neither_fence_nor_extended_usage() -> None:

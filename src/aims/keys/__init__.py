@@ -14,11 +14,12 @@ purpose is refused as another, and the ring refuses a name that it knows under a
 from aims.keys.errors import KeyStoreError
 from aims.keys.purpose import Algorithm, Purpose
 from aims.keys.ring import KeyRing
-from aims.keys.signing import LocalKey, PublicKey, SigningKey, generate, local_key, thumbprint
+from aims.keys.signing import ImmediateKey, LocalKey, PublicKey, SigningKey, generate, immediate, local_key, thumbprint
 from aims.keys.store import KeyStore, open_store
 
 __all__ = [
     "Algorithm",
+    "ImmediateKey",
     "KeyRing",
     "KeyStore",
     "KeyStoreError",
@@ -27,6 +28,7 @@ __all__ = [
     "Purpose",
     "SigningKey",
     "generate",
+    "immediate",
     "local_key",
     "open_store",
     "thumbprint",

@@ -32,5 +32,5 @@ class KeyStoreError(AimsError):
         no_next=("The purpose has no next key to activate.", "Prepare a key first and publish it."),
         next_exists=("The purpose has a next key already.", "Activate it before you prepare another."),
         changed=("Another process changed the key slots.", "Load the key ring again."),
-        not_local=("The key cannot leave its store.", "Await its signature instead."),
+        not_local=("The key is not in this process and cannot sign without waiting.", "Await its signature instead."),
     )

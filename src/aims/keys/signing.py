@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, cast
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ec import (
@@ -57,19 +57,30 @@ class SigningKey(Protocol):
         """
         ...
 
-    def sign_now(self, data: bytes) -> bytes:
-        """Sign without waiting.
-
-        Raises: KeyStoreError ``not_local`` where the key is not in this process, ``purpose`` as `sign`.
-        """
-        ...
-
     def certificate_key(self) -> PrivateKeyObject:
         """Return the private-key object (or a stand-in of its ABC) for X.509 builders and TLS.
 
         Raises: KeyStoreError ``purpose`` for a key whose purpose is not certificates.
         """
         ...
+
+
+class ImmediateKey(SigningKey, Protocol):
+    """A key in this process, which signs without waiting. Keys elsewhere do not have the method."""
+
+    def sign_now(self, data: bytes) -> bytes:
+        """Sign as `sign` does, at once. Raises: KeyStoreError ``purpose``."""
+        ...
+
+
+def immediate(key: SigningKey) -> ImmediateKey:
+    """Return ``key`` as one that signs without waiting.
+
+    Raises: KeyStoreError ``not_local``.
+    """
+    if not callable(getattr(key, "sign_now", None)):
+        raise KeyStoreError("not_local", key.kid)
+    return cast("ImmediateKey", key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +104,7 @@ class PublicKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalKey:
-    """A `SigningKey` whose private part is in this process. It has no readable form and cannot be pickled."""
+    """An `ImmediateKey`: its private part is in this process. It has no readable form and cannot be pickled."""
 
     purpose: Purpose
     kid: str

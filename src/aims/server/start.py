@@ -19,7 +19,7 @@ from aims.audit.store import sequencing_engine
 from aims.clock import Clock, IdSource
 from aims.keys.purpose import Purpose
 from aims.keys.ring import KeyRing
-from aims.keys.signing import SigningKey
+from aims.keys.signing import SigningKey, immediate
 from aims.keys.store import open_store
 from aims.policy.bundle import Bundle
 from aims.policy.store import active_version
@@ -72,7 +72,7 @@ def sequencer_of(settings: Settings, location: Location, key: SigningKey, *, clo
         engine=sequencing_engine(location),
         folder=settings.log_dir,
         key=verifier,
-        sign=key.sign_now,
+        sign=immediate(key).sign_now,
         clock=clock,
         ids=ids,
         baton=partial(baton, location),

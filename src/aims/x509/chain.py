@@ -23,13 +23,13 @@ def verify_chain(
     ``roots`` are the authorities of the one trust domain that the leaf claims: never those of several domains, because
     any of them could then vouch for any name. ``now`` is Unix seconds. Names are not looked at here.
 
-    1. There are roots, and each is a CA.
-    2. The leaf is neither a CA nor a root (the library accepts a leaf that stands in the store, unsigned).
+    1. There are roots, and each is a CA: the library would accept a leaf that stands in the store, unsigned.
+    2. The leaf is no CA.
     3. The leaf is valid at ``now``.
     4. RFC 5280 path validation with ECDSA or RSA signatures; Ed25519 and URI name constraints are refused.
 
-    Raises: X509Error ``no_roots``, ``too_many``, ``root_not_ca``, ``leaf_is_ca``, ``leaf_is_root``, ``not_yet_valid``,
-        ``expired``, ``untrusted``.
+    Raises: X509Error ``no_roots``, ``too_many``, ``root_not_ca``, ``leaf_is_ca``, ``not_yet_valid``, ``expired``,
+        ``untrusted``.
     """
     # 1
     if not roots:
@@ -41,8 +41,6 @@ def verify_chain(
     # 2
     if is_ca(leaf):
         raise X509Error("leaf_is_ca")
-    if leaf in roots:
-        raise X509Error("leaf_is_root")
     # 3
     moment = datetime.fromtimestamp(now, UTC)
     if moment < leaf.not_valid_before_utc:

@@ -19,7 +19,6 @@ class X509Error(AimsError):
         pem=("The text is not a plain sequence of PEM certificates.", "Remove everything around the certificates."),
         no_roots=("The trust domain has no certificate authority, so nothing is trusted.", "Fetch its bundle."),
         root_not_ca=("A trust anchor is no certificate authority.", "Correct the bundle."),
-        leaf_is_root=("The certificate is itself a trust anchor.", "Authenticate with an issued certificate."),
         leaf_is_ca=("A certificate authority may not authenticate a peer.", ""),
         expired=("The certificate has expired.", "Renew it."),
         not_yet_valid=("The certificate is not valid yet.", "Compare the clocks of both sides."),

@@ -6,6 +6,7 @@ the certificate.
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from aims.keys import Purpose, SigningKey
@@ -269,7 +271,11 @@ def _encoded(value: x509.ExtensionType, *, critical: bool) -> x509.Extension[x50
 
 
 def _subject_key(key: LeafKey) -> x509.Extension[x509.ExtensionType]:
-    value = x509.SubjectKeyIdentifier.from_public_key(key)
+    if isinstance(key, ec.EllipticCurvePublicKey):  # RFC 5280 4.2.1.2 (1), faster than through the whole key's DER
+        point = key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+        value = x509.SubjectKeyIdentifier(hashlib.sha1(point, usedforsecurity=False).digest())
+    else:
+        value = x509.SubjectKeyIdentifier.from_public_key(key)
     return x509.Extension(value.oid, False, value)
 
 
