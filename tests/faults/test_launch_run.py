@@ -196,7 +196,8 @@ def test_a_killed_client_takes_its_agent_along(node: Node, stubborn: bool) -> No
         process.kill()
         process.communicate(timeout=PATIENCE)
     wait_for(lambda: node.children() == [])
-    assert (time.monotonic() - started > 0.5) is stubborn
+    # whoever ignores SIGHUP has its time, and no more
+    assert not stubborn or time.monotonic() - started > 0.5
 
 
 def test_a_node_that_stops_ends_its_agents_and_tells_their_clients(node: Node) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
@@ -337,6 +338,58 @@ async def test_an_executable_written_between_measuring_and_running_gets_no_crede
         assert peer.executable(launch.pid).st_ino == tool.stat().st_ino
         with pytest.raises(NodeError, match="exe_changed"):
             await launcher.recheck(launch)
+
+
+async def test_an_executable_replaced_between_measuring_and_running_does_not_run(
+    launcher: Launcher, table: Table, tmp_path: Path, streams: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "tool"
+    shutil.copy("/bin/true", tool)
+    shutil.copy("/bin/false", tmp_path / "other")
+    table.approve("alpha", measure_for_registration([str(tool)], tmp_path))
+    look = Launcher._look
+
+    def swap(*arguments: object) -> object:
+        found = look(*arguments)  # type: ignore[arg-type]
+        (tmp_path / "other").replace(tool)
+        return found
+
+    monkeypatch.setattr(Launcher, "_look", swap)
+    with Client(tmp_path) as client:
+        client.send(_start(str(tool)), streams)
+        assert isinstance(await client.receive(), Started)
+        # the measured file ran: /bin/false would end with 1
+        assert await client.receive() == Ended(status=0, signal=0)
+
+
+async def test_a_node_without_descriptors_rests_and_serves_again(
+    launcher: Launcher, tmp_path: Path, streams: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch_module, "BREATH", 0.05)
+    assert launcher._listener is not None
+    listener: socket.socket = launcher._listener
+    calls = []
+
+    class Empty:
+        def fileno(self) -> int:
+            return listener.fileno()
+
+        def accept(self) -> tuple[socket.socket, object]:
+            calls.append(1)
+            if len(calls) < 3:
+                raise OSError(errno.EMFILE, "")
+            return listener.accept()
+
+        def close(self) -> None:
+            listener.close()
+
+    asyncio.get_running_loop().remove_reader(listener)
+    launcher._listener = Empty()  # type: ignore[assignment]  # stands in for a full table of descriptors
+    launcher._listen()
+    with Client(tmp_path) as client:
+        client.send(_start("/bin/true"), streams)
+        assert isinstance(await client.receive(), Started)
+    assert len(calls) == 3
 
 
 async def test_a_peer_outside_of_the_pid_namespace_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,10 @@ class NodeError(AimsError):
         # what was started
         not_launched=("The node did not start this process.", "Start it with: aims run --as NAME -- CMD"),
         launch_ended=("The launched process has ended.", _AGAIN),
-        exe_changed=("The launched process runs another executable now.", _AGAIN),
+        exe_changed=(
+            "The launched process runs another executable than the one that was measured.",
+            "Behind a wrapper, name the program that the wrapper executes; otherwise start it again.",
+        ),
         exe_unreadable=(
             "The executable of the launched process cannot be looked at.",
             "A process that makes itself undumpable cannot be vouched for by a node without privileges.",

@@ -47,6 +47,9 @@ MAX_LAUNCHES = 1024
 MAX_WAITING = 64
 """Connections that have not yet led to a launch."""
 
+BREATH = 0.5
+"""Seconds without new connections after the system had no descriptors left."""
+
 MEASURING = 2
 """Programs that are measured at once."""
 
@@ -117,7 +120,7 @@ class Launcher:
         """
         shutil.rmtree(self._bytecode, ignore_errors=True)
         self._listener = bind(self._folder / "launch.sock", self._mode)
-        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+        self._listen()
 
     async def stop(self) -> None:
         """Refuse new launches, end the running ones (SIGTERM, after ``grace`` SIGKILL) and reap them."""
@@ -173,14 +176,24 @@ class Launcher:
 
     # -- one connection
 
+    def _listen(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
     def _accept(self) -> None:
         listener = self._listener
         if listener is None:
             return
         try:
             connection, _ = listener.accept()
+        except (BlockingIOError, ConnectionError):
+            return  # the client has left
         except OSError:
-            return  # the client left, or there are no descriptors: the next one is asked again
+            # out of descriptors: asking again at once would only keep the loop busy
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(listener)
+            loop.call_later(BREATH, self._listen)
+            return
         connection.setblocking(False)
         if len(self._launching) >= MAX_WAITING:
             reply(connection, refusal(NodeError("launches_full")))
