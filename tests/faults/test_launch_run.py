@@ -115,6 +115,12 @@ def test_bytes_pass_through_pipes_unchanged(node: Node) -> None:
     assert out == data
 
 
+def test_closed_streams_are_replaced_by_nothing(node: Node) -> None:
+    command = [sys.executable, "-c", CLIENT, str(node.launch_socket), "alpha", "/bin/sh", "-c", "cat && exit 5"]
+    close = "import os, sys; [os.close(number) for number in (0, 1, 2)]; os.execv(sys.argv[1], sys.argv[1:])"
+    assert subprocess.run([sys.executable, "-c", close, *command], check=False, timeout=PATIENCE).returncode == 5
+
+
 def test_descriptors_other_than_the_streams_do_not_reach_the_program(node: Node) -> None:
     code, out, _ = node.run("alpha", PYTHON, "-I", "-c", "import os; print(sorted(os.listdir('/proc/self/fd')))")
     assert code == 0

@@ -392,6 +392,30 @@ async def test_a_node_without_descriptors_rests_and_serves_again(
     assert len(calls) == 3
 
 
+async def test_an_upgrade_under_a_running_program_is_no_change_of_it_but_a_written_file_is(
+    launcher: Launcher, table: Table, tmp_path: Path, streams: list[int]
+) -> None:
+    tool = tmp_path / "tool"
+    shutil.copy("/bin/sleep", tool)
+    shutil.copy("/bin/false", tmp_path / "other")
+    table.approve("alpha", measure_for_registration([str(tool), "60"], tmp_path))
+    executed = asyncio.Event()
+    launcher._on_start = lambda _: executed.set()
+    with Client(tmp_path) as client:
+        client.send(_start(str(tool), "60"), streams)
+        assert isinstance(await client.receive(), Started)
+        async with asyncio.timeout(PATIENCE):
+            await executed.wait()
+        (launch,) = launcher.running()
+        await launcher.recheck(launch)
+        os.link(tool, tmp_path / "kept")
+        (tmp_path / "other").replace(tool)
+        await launcher.recheck(launch)
+        os.utime(tmp_path / "kept")
+        with pytest.raises(NodeError, match="exe_changed"):
+            await launcher.recheck(launch)
+
+
 async def test_a_peer_outside_of_the_pid_namespace_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     here, there = socket.socketpair()
     with here, there:

@@ -52,6 +52,7 @@ def run(name: str, argv: Sequence[str], *, launch_socket: Path, quiet: bool = Fa
     Does not return when the program died by a signal: this process then dies by the same one. ``quiet`` keeps back
     the line about variables that the program does not see. Call it from the main thread.
     """
+    _fill_standard()
     session = _Session(quiet=quiet)
     try:
         outcome = session.run(name, argv, launch_socket)
@@ -119,7 +120,7 @@ class _Session:
 
     def _start(self, connection: socket.socket, name: str, argv: Sequence[str]) -> None:
         with contextlib.ExitStack() as stack:
-            stdio = [_stream(stack, descriptor) for descriptor in STANDARD]
+            stdio = list(STANDARD)
             if any(os.isatty(descriptor) for descriptor in stdio):
                 self._terminal = Terminal(stdio)
                 stdio = [self._terminal.slave if os.isatty(descriptor) else descriptor for descriptor in stdio]
@@ -239,20 +240,20 @@ def _signals_to(wake: socket.socket) -> Iterator[None]:
         signal.set_wakeup_fd(before)
 
 
-def _stream(stack: contextlib.ExitStack, descriptor: int) -> int:
-    """Return a standard stream; a closed one is replaced by nothing, so that no other file takes its place."""
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        descriptor = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        stack.callback(os.close, descriptor)
-    return descriptor
+def _fill_standard() -> None:
+    """Open nothing in place of closed standard streams, so that no other file takes their numbers."""
+    for descriptor in STANDARD:
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open("/dev/null", os.O_RDWR)  # the lowest free number, which is this one
 
 
 def _die_by(number: int) -> int:
     """Die by a signal, as the program did; return 128 + number only where that is impossible."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    sys.stdout.flush()
+    with contextlib.suppress(AttributeError, OSError):  # there may be no standard output
+        sys.stdout.flush()
     with contextlib.suppress(OSError):  # SIGKILL has no handler to reset
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})

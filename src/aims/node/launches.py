@@ -88,7 +88,7 @@ class Launch:
         """Check that the process still executes the measured file.
 
         Before the first credential its change time counts as well, so a file that was written between measuring and
-        exec is found; later only the file itself, because links and rights may change under an upgrade.
+        exec is found; later not, because an upgrade changes the links of the file that still runs.
 
         Raises: NodeError ``launch_ended``, ``exe_changed``, ``exe_unreadable``.
         """

@@ -40,17 +40,18 @@ class Executable:
 
     device: int
     inode: int
-    changed: int
     size: int
+    written: int
+    changed: int
 
     @classmethod
     def of(cls, found: os.stat_result) -> Executable:
         """Take the identity out of a stat result."""
-        return cls(found.st_dev, found.st_ino, found.st_ctime_ns, found.st_size)
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
     def same_file(self, other: Executable) -> bool:
-        """Tell whether both are one file, whatever happened to its links and rights meanwhile."""
-        return (self.device, self.inode) == (other.device, other.inode)
+        """Tell whether both are one file that nobody wrote, whatever happened to its links and rights meanwhile."""
+        return replace(self, changed=0) == replace(other, changed=0)
 
 
 @dataclass(frozen=True, slots=True)

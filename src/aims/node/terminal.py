@@ -37,7 +37,8 @@ class Terminal:
         self._pending = b""
         self.master, self.slave = os.openpty()
         os.set_blocking(self.master, False)
-        termios.tcsetattr(self.slave, termios.TCSANOW, termios.tcgetattr(self._source))
+        with contextlib.suppress(termios.error):
+            termios.tcsetattr(self.slave, termios.TCSANOW, termios.tcgetattr(self._source))
         self.resize()
 
     def resize(self) -> None:
@@ -131,5 +132,7 @@ class Terminal:
             self.master = -1
             return
         view = memoryview(data)
-        while view:
-            view = view[os.write(self._output, view) :]
+        # a terminal that hung up takes nothing more; SIGHUP says so
+        with contextlib.suppress(OSError):
+            while view:
+                view = view[os.write(self._output, view) :]
