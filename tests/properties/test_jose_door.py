@@ -245,6 +245,43 @@ def test_times_end_and_begin_where_they_say() -> None:
         assert _answer(sign_now({"typ": "t"}, claims, KEY), exact, keys, now=now) == answer, claims
 
 
+def test_limits_are_the_last_good_value() -> None:
+    keys = KeySet([KEY.verification])
+    token = sign_now({"typ": "t"}, {"exp": 160, "iat": 100}, KEY)
+    base: dict[str, Any] = {"algorithms": frozenset({"ES256"}), "typ": ("t",), "required": {"exp": D}, "leeway": 5}
+    for limits, now, answer in (
+        ({"max_octets": len(token)}, 100, "accept"),
+        ({"max_octets": len(token) - 1}, 100, "too_large"),
+        ({"max_lifetime": 60}, 100, "accept"),
+        ({"max_lifetime": 59}, 100, "lifetime"),
+        ({}, 95, "accept"),
+        ({}, 94.9, "not_yet_valid"),
+        ({"judge_iat": False, "max_lifetime": 60}, 95, "accept"),
+        ({"judge_iat": False, "max_lifetime": 60}, 94.9, "lifetime"),
+    ):
+        assert _answer(token, Profile(name="t", **{**base, **limits}), keys, now=now) == answer, (limits, now)
+    assert read_object(b'{"a":' * 16 + b"1" + b"}" * 16)
+    with pytest.raises(JoseError, match=r"jose\.malformed"):
+        read_object(b'{"a":' * 17 + b"1" + b"}" * 17)
+
+
+def test_a_kind_without_expiry_needs_none_and_still_ends_where_one_is_given() -> None:
+    event = Profile(name="t", algorithms=frozenset({"ES256"}), typ=("t",), required={"iat": D})
+    keys = KeySet([KEY.verification])
+    assert _answer(sign_now({"typ": "t"}, {"iat": 100}, KEY), event, keys) == "accept"
+    assert _answer(sign_now({"typ": "t"}, {"iat": 100, "exp": 200}, KEY), event, keys) == "expired"
+
+
+def test_a_key_taken_from_a_header_is_not_shared_with_the_next_token() -> None:
+    profile = PROFILES[4]
+    header = {"typ": "dpop+jwt", "jwk": public_jwk(KEY.private.public_key())}
+    token = sign_now(header, {"iat": int(NOW), "jti": "j"}, KEY, with_kid=False)
+    parse(token, profile).header["jwk"].clear()
+    assert parse(token, profile).header["jwk"] == header["jwk"]
+    with pytest.raises(TypeError):
+        parse(token, profile).header["alg"] = "none"  # type: ignore[index]  # the point of the test
+
+
 def test_an_audience_that_the_verifier_does_not_name_is_nobodys() -> None:
     keys = KeySet([KEY.verification])
     for profile in PROFILES[:3]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import msgspec
 
@@ -51,10 +51,7 @@ def _read_again(octets: bytes, max_integer: int) -> None:
             raise JoseError("malformed", "integer out of bounds")
         return 0
 
-    def constant(name: str) -> NoReturn:
-        raise JoseError("malformed", f"{name} is not JSON")
-
-    json.loads(octets, object_pairs_hook=_each_once, parse_int=integer, parse_constant=constant)
+    json.loads(octets, object_pairs_hook=_each_once, parse_int=integer)
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> None:
