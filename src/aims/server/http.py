@@ -35,6 +35,7 @@ STATUS: Final[Mapping[str, int]] = {
     "server.too_large": 413,
     "server.internal": 500,
     "server.busy": 503,
+    "server.starting": 503,
     "storage.busy": 503,
     "storage.unavailable": 503,
 }

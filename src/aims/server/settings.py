@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from aims.identifiers import IdentifierError, TrustDomain
 from aims.server.errors import ServerError
 
 PUBLIC_PORT: Final = 8440
@@ -78,6 +79,10 @@ def prepare(settings: Settings) -> None:
     Raises:
         ServerError: ``bad_setting``, ``folder``, ``socket_path_too_long``.
     """
+    try:
+        TrustDomain(settings.trust_domain)
+    except IdentifierError as error:
+        raise ServerError("bad_setting", f"--trust-domain {settings.trust_domain!r}: {error.sentence}") from error
     for name, port in (("port", settings.public_port), ("mtls-port", settings.mtls_port)):
         if not 0 <= port <= 65535:
             raise ServerError("bad_setting", f"--{name} {port} is not a port")

@@ -19,8 +19,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import msgspec
+from sqlalchemy.exc import DBAPIError
 
 from aims.clock import Clock
+from aims.errors import AimsError
 from aims.server.errors import ServerError
 from aims.server.settings import Settings
 from aims.server.sockets import listen_tcp, listen_unix
@@ -30,6 +32,7 @@ STOP_SECONDS: Final = 10.0
 RESTART_SECONDS: Final = (0.1, 0.5, 2.0, 10.0)
 STABLE_SECONDS: Final = 30.0
 SEAL_SECONDS: Final = 0.25
+SEAL_PAUSE_SECONDS: Final = 2.0
 
 _log = logging.getLogger("aims.server")
 
@@ -96,20 +99,11 @@ class Supervisor:
                 admin=admin.fileno(),
                 life=self._life_read,
             )
-            async with asyncio.TaskGroup() as tasks:
-                answering = [asyncio.Event() for _ in range(settings.workers)]
-                workers = [
-                    tasks.create_task(self._keep(number, order, event)) for number, event in enumerate(answering)
-                ]
-                sealing = tasks.create_task(self._keep_sealing())
-                await self._all_ready(answering, workers)
-                if not self._stopping.is_set():
-                    await ready(Running(settings))
-                await self._stopping.wait()
-                for task in workers:
-                    task.cancel()
-                await asyncio.wait(workers)
-                sealing.cancel()
+            await asyncio.to_thread(self._seal)
+            try:
+                await self._supervise(order, ready)
+            except* AimsError as group:
+                raise _first(group) from None
             await asyncio.to_thread(self._seal)
         finally:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -120,6 +114,20 @@ class Supervisor:
                 os.close(descriptor)
             with contextlib.suppress(FileNotFoundError):
                 self._settings.admin_socket.unlink()
+
+    async def _supervise(self, order: WorkerOrder, ready: Callable[[Running], Awaitable[None]]) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            answering = [asyncio.Event() for _ in range(order.settings.workers)]
+            workers = [tasks.create_task(self._keep(number, order, event)) for number, event in enumerate(answering)]
+            sealing = tasks.create_task(self._keep_sealing())
+            await self._all_ready(answering, workers)
+            if not self._stopping.is_set():
+                await ready(Running(order.settings))
+            await self._stopping.wait()
+            for task in workers:
+                task.cancel()
+            await asyncio.wait(workers)
+            sealing.cancel()
 
     async def _all_ready(self, answering: Sequence[asyncio.Event], workers: Sequence[asyncio.Task[None]]) -> None:
         waits = [asyncio.create_task(event.wait()) for event in answering]
@@ -178,8 +186,24 @@ class Supervisor:
 
     async def _keep_sealing(self) -> None:
         while True:
-            await asyncio.to_thread(self._seal)
-            await asyncio.sleep(SEAL_SECONDS)
+            try:
+                await asyncio.to_thread(self._seal)
+                pause = SEAL_SECONDS
+            except (AimsError, OSError, DBAPIError) as error:
+                # Records wait in the database and lose nothing; an unwritable disk or a lost database may come back.
+                _log.error("the audit log cannot go on", extra={"detail": str(error)})  # no trace needed
+                pause = SEAL_PAUSE_SECONDS
+            await asyncio.sleep(pause)
+
+
+def _first(group: BaseExceptionGroup[AimsError]) -> AimsError:
+    """The first error of a group, however deep it stands."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if not isinstance(error, AimsError):
+        raise TypeError(type(error).__name__)
+    return error
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -7,24 +7,28 @@ or at once when the supervisor is gone.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import uvicorn
 import uvloop
 
 from aims.clock import SystemClock, SystemIds
+from aims.errors import AimsError
 from aims.server.admin import AdminDoor
 from aims.server.administration import routes
 from aims.server.core import Core
 from aims.server.http import App
+from aims.server.listeners import Listeners
 from aims.server.log import start_logging
 from aims.server.protocol import BoundedProtocol
 from aims.server.supervisor import WorkerOrder
@@ -52,7 +56,11 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _server(app: App, **options: Any) -> _Server:
+def _shared(descriptors: tuple[int, ...]) -> list[socket.socket]:
+    return [socket.socket(fileno=descriptor) for descriptor in descriptors]
+
+
+def _server(app: App, context: ssl.SSLContext | None = None) -> _Server:
     return _Server(
         uvicorn.Config(
             app,
@@ -65,7 +73,7 @@ def _server(app: App, **options: Any) -> _Server:
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=GRACE_SECONDS,
-            **options,
+            ssl_context_factory=None if context is None else lambda *_: context,
         )
     )
 
@@ -89,8 +97,16 @@ async def work(order: WorkerOrder) -> None:
         database.feed.start(loop)
         async with asyncio.timeout(LOAD_SECONDS):
             await core.loaded.wait()
-        servers = [(_server(AdminDoor(core, routes(core))), [socket.socket(fileno=order.admin)])]
+            await core.keeper.open()
+        listeners = Listeners(core)
+        await listeners.open()
+        servers = [
+            (_server(AdminDoor(core, routes(core))), [socket.socket(fileno=order.admin)]),
+            (_server(listeners.public, listeners.public_context), _shared(order.public)),
+            (_server(listeners.mtls, listeners.mtls_context), _shared(order.mtls)),
+        ]
         async with asyncio.TaskGroup() as tasks:
+            keeping = tasks.create_task(listeners.keep())
             for server, sockets in servers:
                 tasks.create_task(server.serve(sockets=sockets))
             for server, _ in servers:
@@ -98,6 +114,7 @@ async def work(order: WorkerOrder) -> None:
             sys.stdout.write("ready\n")
             sys.stdout.flush()
             await stopping.wait()
+            keeping.cancel()
             for server, _ in servers:
                 server.should_exit = True
     finally:
@@ -108,7 +125,11 @@ def main() -> None:
     """Run one worker with the order that stands on standard input."""
     start_logging()
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerOrder, dec_hook=lambda _, text: Path(text))
-    uvloop.run(work(order))
+    try:
+        uvloop.run(work(order))
+    except AimsError as error:
+        logging.getLogger("aims.server").critical(str(error), extra={"code": error.code, "hint": error.hint})
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,136 @@
+"""The TCP listeners: what each serves, and the certificates that they show, renewed before they end.
+
+*public* asks for no client certificate and shows the certificate of ``localhost``; *mTLS* requires an X509-SVID and
+shows the server's own. Both are TLS 1.3 without tickets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from typing import Final, Literal
+
+from aims.credentials.bundle import BundleSet
+from aims.credentials.mtls import renew, spiffe_server_context
+from aims.errors import AimsError
+from aims.provisioning.authority.local import Shown, localhost, own_svid
+from aims.provisioning.bundles import domain_bundle
+from aims.provisioning.issuance import IssuanceService
+from aims.provisioning.join import JoinService
+from aims.provisioning.routes import MAX_BODY, NodeRoutes, Route, version_refusal
+from aims.server.core import Core, News
+from aims.server.http import Answer, App, Listener, Scope, answering, header
+from aims.server.node_stream import VERSION_HEADER, NodeStreams, peer_svid
+from aims.tls import RotatingContext, public_server_context
+
+KEEPING_SECONDS: Final = 30.0
+
+_log = logging.getLogger("aims.server")
+
+
+class Listeners:
+    """Both TCP listeners of one worker: ``open`` them, keep ``keep`` running beside the servers."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._public_shown: Shown
+        self._mtls_shown: Shown
+        self.public_context: ssl.SSLContext
+        self.mtls_context: RotatingContext
+        self.public: Listener
+        self.mtls: Listener
+
+    async def open(self) -> None:
+        """Issue the certificates and build the routes."""
+        core = self._core
+        self._public_shown = await self._localhost()
+        self.public_context = public_server_context(self._public_shown.identity)
+        self._mtls_shown = await self._own_svid()
+        self.mtls_context = spiffe_server_context(self._mtls_shown.identity, self._bundles(), core.clock)
+        joins = JoinService(core.registry, lambda: core.tables, lambda: core.authority, core.clock, core.ids)
+        issuance = IssuanceService(
+            registry=core.registry,
+            policy=lambda: core.policy,
+            authority=lambda: core.authority,
+            issuer=f"{core.public_url}/spiffe",
+            clock=core.clock,
+            ids=core.ids,
+        )
+        nodes = NodeRoutes(
+            database=core.database,
+            registry=core.registry,
+            authority=lambda: core.authority,
+            joins=joins,
+            issuance=issuance,
+            mtls_url=core.mtls_url,
+            public_ca=core.tls_ca_pem,
+            clock=core.clock,
+            ids=core.ids,
+        )
+        self.public = Listener(_hosts(core.settings.public_port), self._routes(nodes, "public"))
+        mtls = self._routes(nodes, "mtls")
+        mtls["GET", "/node/v1/watch"] = NodeStreams(core)
+        self.mtls = Listener(_hosts(core.settings.mtls_port), mtls)
+
+    async def keep(self) -> None:
+        """Renew certificates when due and follow changes of the bundle, until cancelled."""
+        changed = asyncio.Event()
+
+        def hear(news: News) -> None:
+            if news.bundle or news.everything:
+                changed.set()
+
+        with self._core.hearing(hear):
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), KEEPING_SECONDS)
+                bundle_changed = changed.is_set()
+                changed.clear()
+                try:
+                    await self._turn(bundle_changed=bundle_changed)
+                except AimsError:
+                    # The old certificate serves until it ends; the next turn tries again.
+                    _log.exception("a certificate could not be renewed")
+
+    async def _turn(self, *, bundle_changed: bool) -> None:
+        core = self._core
+        now = core.clock.now()
+        await core.keeper.turn(now)
+        if now >= self._public_shown.renew_at:
+            self._public_shown = await self._localhost()
+            self._public_shown.identity.load_into(self.public_context)
+        if bundle_changed or now >= self._mtls_shown.renew_at:
+            if now >= self._mtls_shown.renew_at:
+                self._mtls_shown = await self._own_svid()
+            renew(self.mtls_context, self._mtls_shown.identity, self._bundles(), core.clock)
+
+    async def _localhost(self) -> Shown:
+        plan = localhost(self._core.authority, clock=self._core.clock, ids=self._core.ids)
+        return plan.answer(await self._core.database.commit(plan.write))
+
+    async def _own_svid(self) -> Shown:
+        plan = own_svid(self._core.authority, epoch=self._core.seq, clock=self._core.clock, ids=self._core.ids)
+        return plan.answer(await self._core.database.commit(plan.write))
+
+    def _bundles(self) -> BundleSet:
+        return BundleSet([domain_bundle(self._core.authority)])
+
+    def _routes(self, nodes: NodeRoutes, listener: Literal["public", "mtls"]) -> dict[tuple[str, str], App]:
+        return {(route.method, route.path): _node_app(route) for route in nodes.routes() if route.listener == listener}
+
+
+def _node_app(route: Route) -> App:
+    content_type = route.content_type.encode("ascii")
+
+    async def handle(scope: Scope, body: bytes) -> Answer:
+        refused = version_refusal(header(scope, VERSION_HEADER))
+        status, octets = refused or await route.handle(body, peer_svid(scope))
+        return Answer(status, octets, content_type if status == 200 else b"application/json")
+
+    return answering(handle, MAX_BODY)
+
+
+def _hosts(port: int) -> frozenset[str]:
+    return frozenset({f"localhost:{port}"})

@@ -1,0 +1,165 @@
+"""The stream that tells a node what changed: entries, bundle, stops, and every two seconds that nothing was missed.
+
+A line of the change feed becomes the least that a node needs to hear; where that cannot be said, everything is sent
+again. A heartbeat is sent only while this worker itself has read the feed to its head; one that hangs goes silent, and
+whoever listens to it stops trusting what it knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Final
+
+import msgspec
+
+from aims.credentials.x509_svid import X509Svid
+from aims.errors import AimsError
+from aims.provisioning.bundles import domain_bundle
+from aims.provisioning.registry.memory import Applied
+from aims.provisioning.routes import node_of, refusal, version_refusal
+from aims.server.core import Core, News
+from aims.server.http import Answer, Receive, Scope, Send, header, respond
+from aims.storage.reading import StopRow
+from aims.tls import peer
+
+HEARTBEAT_SECONDS: Final = 2.0
+MOST_WAITING: Final = 1_000
+VERSION_HEADER: Final = b"aims-node-version"
+
+_encode = msgspec.json.Encoder().encode
+
+
+class NodeStreams:
+    """``GET /node/v1/watch`` as a raw ASGI callable."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = version_refusal(header(scope, VERSION_HEADER))
+        if refused is None:
+            try:
+                node_id = node_of(peer_svid(scope), self._core.registry.trust_domain)
+                self._core.require_live_node(node_id)
+            except AimsError as error:
+                refused = refusal(error)
+        if refused is not None:
+            await respond(send, Answer(*refused))
+            return
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-store")],
+            }
+        )
+        gone = asyncio.create_task(_gone(receive))
+        try:
+            await self._speak(node_id, send, gone)
+        finally:
+            gone.cancel()
+        # The client may be gone already; ending the response is then nobody's loss.
+        with contextlib.suppress(OSError):
+            await send({"type": "http.response.body", "body": b""})
+
+    async def _speak(self, node_id: str, send: Send, gone: asyncio.Task[None]) -> None:
+        waiting: asyncio.Queue[News] = asyncio.Queue(MOST_WAITING)
+        overflow = asyncio.Event()
+
+        def hear(news: News) -> None:
+            try:
+                waiting.put_nowait(news)
+            except asyncio.QueueFull:
+                overflow.set()
+
+        with self._core.hearing(hear):
+            await _line(send, self._state(node_id))
+            while not gone.done():
+                news = await self._next(waiting, gone)
+                if overflow.is_set():
+                    while not waiting.empty():
+                        waiting.get_nowait()
+                    overflow.clear()
+                    await _line(send, self._state(node_id))
+                elif news is not None:
+                    for message in self._messages(node_id, news):
+                        await _line(send, message)
+                    if not self._core.node_is_live(node_id):
+                        return
+                elif self._core.database.feed.fresh():
+                    await _line(send, {"type": "heartbeat", "seq": self._core.seq})
+
+    async def _next(self, waiting: asyncio.Queue[News], gone: asyncio.Task[None]) -> News | None:
+        """Return the next news, or None when it is time for a heartbeat or the client went away."""
+        get = asyncio.ensure_future(waiting.get())
+        done, _ = await asyncio.wait({get, gone}, timeout=HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if get in done:
+            return get.result()
+        get.cancel()
+        return None
+
+    def _state(self, node_id: str) -> dict[str, Any]:
+        registry = self._core.registry
+        return {
+            "type": "state",
+            "seq": self._core.seq,
+            "entries": [registry.entry_message(entry) for entry in registry.entries_for(node_id)],
+            "bundle": self._bundle(),
+            "stops": [_stop(row) for row in self._core.stops.values()],
+            "settings": self._core.node_settings(),
+        }
+
+    def _messages(self, node_id: str, news: News) -> Iterator[dict[str, Any]]:
+        if news.everything:
+            yield self._state(node_id)
+            return
+        if news.stop is not None:
+            yield {"type": "stop", "seq": news.seq, **_stop(news.stop)}
+        if news.bundle:
+            yield {"type": "bundle", "seq": news.seq, "bundle": self._bundle()}
+        if news.applied is not None:
+            yield from self._entries(node_id, news.seq, news.applied)
+
+    def _entries(self, node_id: str, seq: int, applied: Applied) -> Iterator[dict[str, Any]]:
+        registry = self._core.registry
+        difference = registry.difference(applied, node_id)
+        if difference is None:
+            yield self._state(node_id)
+            return
+        entries, removed = difference
+        if entries or removed:
+            yield {
+                "type": "entries",
+                "seq": seq,
+                "set": [registry.entry_message(entry) for entry in entries],
+                "removed": list(removed),
+            }
+
+    def _bundle(self) -> msgspec.Raw:
+        return msgspec.Raw(domain_bundle(self._core.authority).build())
+
+
+def peer_svid(scope: Scope) -> X509Svid | None:
+    """Return the X509-SVID that the mTLS handshake of this connection verified, None without one."""
+    from aims.server.protocol import peer_of
+
+    connection = peer_of(scope)
+    try:
+        return peer(connection, X509Svid)
+    except (AimsError, TypeError):
+        return None
+
+
+def _stop(row: StopRow) -> dict[str, Any]:
+    return {"kind": row.name.kind, "id": row.name.id, "seq": row.seq, "blocked": row.blocked}
+
+
+async def _line(send: Send, message: dict[str, Any]) -> None:
+    await send({"type": "http.response.body", "body": _encode(message) + b"\n", "more_body": True})
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
