@@ -159,7 +159,10 @@ def test_noise_never_escapes_the_error_tree(data: bytes) -> None:
         lambda pem: pem + b"text",
         lambda pem: b" " + pem,
         lambda pem: pem.replace(b"CERTIFICATE", b"TRUSTED CERTIFICATE"),
+        lambda pem: pem.replace(b"-----END", b"=-----END"),
+        lambda pem: pem.replace(b"-----END", b"==-----END"),
         lambda pem: pem.replace(b"-----END", b"===-----END"),
+        lambda pem: pem.replace(b"-----END", b"====-----END"),
         lambda pem: pem.replace(b"\n", b""),
         lambda _: b"-----BEGIN CERTIFICATE-----\n" + base64.b64encode(DER) + b"\n-----END CERTIFICATE-----\n",
     ],
@@ -176,6 +179,32 @@ def test_serial_numbers_that_are_not_positive_are_refused() -> None:
     negative = DER[: at + 2] + b"\x80" + DER[at + 3 :]
     assert _reason(negative) == "malformed"
     assert _reason(DER[: at + 2] + bytes(length) + DER[at + 2 + length :]) == "malformed"
+
+
+def test_a_certificate_has_one_fingerprint() -> None:
+    at = len(DER) - len(LEAF_A.signature) - 1
+    assert DER[at : at + 2] == b"\x00\x30"
+    for unused in range(1, 9):
+        assert _reason(DER[:at] + bytes([unused]) + DER[at + 1 :]) == "malformed"
+
+
+def test_an_authority_identifier_with_a_serial_that_is_not_positive_is_refused() -> None:
+    key = x509.AuthorityKeyIdentifier(b"x", [x509.DirectoryName(name("ca"))], 5)
+    good = forge_leaf(DOMAIN, san=uris("spiffe://a.test/x"))
+    builder = x509.CertificateBuilder(
+        issuer_name=DOMAIN.root.subject,
+        subject_name=name("x"),
+        public_key=P256.public_key(),
+        serial_number=serial(),
+        not_valid_before=datetime.fromtimestamp(NOW, UTC).replace(tzinfo=None),
+        not_valid_after=datetime.fromtimestamp(NOW + HOUR, UTC).replace(tzinfo=None),
+        extensions=[x509.Extension(key.oid, False, key)],
+    )
+    der = builder.sign(P256, hashes.SHA256()).public_bytes(Encoding.DER)
+    assert parse_certificate(der) != good
+    assert der.count(b"\x82\x01\x05") == 1
+    assert _reason(der.replace(b"\x82\x01\x05", b"\x82\x01\x85")) == "malformed"
+    assert _reason(der.replace(b"\x82\x01\x05", b"\x82\x01\x00")) == "malformed"
 
 
 # Path validation

@@ -7,7 +7,6 @@ one domain at a time. Nothing in this module pools keys of several.
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -24,7 +23,7 @@ from aims.jose.jwk import parse_public, public_jwk
 from aims.jose.jwks import JwkSet, build_jwks, parse_jwks
 from aims.x509 import X509Error, parse_certificate
 from aims.x509.chain import MAX_ROOTS, is_ca
-from aims.x509.parse import join_der
+from aims.x509.parse import base64_octets, join_der
 
 MAX_SEQUENCE: Final = 2**64 - 1
 MAX_REFRESH_HINT: Final = 2**31 - 1
@@ -219,18 +218,11 @@ def _authority(entry: Mapping[str, Any]) -> x509.Certificate | None:
     if not isinstance(values, list) or not values or not isinstance(values[0], str):
         return None
     try:
-        certificate = parse_certificate(_base64(values[0]))
+        certificate = parse_certificate(base64_octets(values[0].encode()))
         same = certificate.public_key() == parse_public(entry)
-    except (X509Error, JoseError, ValueError, binascii.Error):
+    except (X509Error, JoseError, UnicodeEncodeError):
         return None
     return certificate if same and is_ca(certificate) else None
-
-
-def _base64(text: str) -> bytes:
-    octets = base64.b64decode(text, validate=True)
-    if base64.b64encode(octets).decode("ascii") != text:
-        raise ValueError("not canonical base64")
-    return octets
 
 
 def _public(authority: x509.Certificate) -> PublicKey:

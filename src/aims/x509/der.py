@@ -5,6 +5,8 @@ from __future__ import annotations
 from aims.x509.errors import X509Error
 
 INTEGER = 0x02
+BIT_STRING = 0x03
+OCTET_STRING = 0x04
 UTF8_STRING = 0x0C
 SEQUENCE = 0x30
 

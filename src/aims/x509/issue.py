@@ -10,6 +10,7 @@ import hashlib
 import ipaddress
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
 from cryptography import x509
@@ -19,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from aims.keys import Purpose, SigningKey
+from aims.x509 import der
 from aims.x509.chain import is_ca
 from aims.x509.epoch import OID as EPOCH_OID
 from aims.x509.epoch import Epoch
@@ -32,12 +34,18 @@ MAX_CA_LIFETIME: Final = 10 * 365 * 24 * 3600
 
 _LEAF_BITS: Final = ("digital_signature", "key_encipherment", "key_agreement")
 _CA_BITS: Final = ("key_cert_sign", "crl_sign")
+_NAMES_OID: Final = x509.SubjectAlternativeName.oid
+_KEY_OID: Final = x509.SubjectKeyIdentifier.oid
+_URI_NAME: Final = partial(der.encode, 0x86)  # GeneralName [6], RFC 5280 4.2.1.6
+_DNS_NAME: Final = partial(der.encode, 0x82)  # GeneralName [2]
 _NOBODY: Final = x509.Name([])
 _BOTH: Final = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
-_LOOPBACK: Final = (
-    x509.DNSName("localhost"),
-    x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
-    x509.IPAddress(ipaddress.ip_address("::1")),
+_LOOPBACK: Final = x509.SubjectAlternativeName(
+    [
+        x509.DNSName("localhost"),
+        x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+        x509.IPAddress(ipaddress.ip_address("::1")),
+    ]
 )
 _LOOPBACK_ONLY: Final = x509.NameConstraints(
     permitted_subtrees=[
@@ -121,9 +129,9 @@ class LeafIssuer:
 
         Raises: X509Error ``key_type``, ``lifetime``, ``serial``, ``name``, ``authority`` (outside its validity).
         """
-        names = [_uri(uri), *(_dns(name) for name in dns_names)]
+        names = _URI_NAME(_ascii(uri)) + b"".join(_DNS_NAME(_ascii(name, most=253)) for name in dns_names)
         more = () if epoch is None else (x509.Extension(EPOCH_OID, False, epoch.extension()),)
-        return self._form.issue(public_key, names, serial, now, lifetime, more)
+        return self._form.issue(public_key, der.encode(der.SEQUENCE, names), serial, now, lifetime, more)
 
 
 def build_localhost(
@@ -134,7 +142,7 @@ def build_localhost(
     Raises: X509Error ``key_type``, ``lifetime``, ``serial``, ``authority``.
     """
     form = _Form(authority, key, Purpose.TLS_PUBLIC, (ExtendedKeyUsageOID.SERVER_AUTH,), MAX_TLS_LIFETIME)
-    return form.issue(public_key, _LOOPBACK, serial, now, lifetime, ())
+    return form.issue(public_key, _LOOPBACK.public_bytes(), serial, now, lifetime, ())
 
 
 class _Form:
@@ -177,7 +185,7 @@ class _Form:
     def issue(  # noqa: PLR0917  inner method of two callers
         self,
         public_key: LeafKey,
-        names: Iterable[x509.GeneralName],
+        names: bytes,
         serial: int,
         now: float,
         lifetime: float,
@@ -189,7 +197,6 @@ class _Form:
         if not self._before <= moment < self._after:
             raise X509Error("authority", "outside its validity")
         key = leaf_key(public_key)
-        alternative = x509.SubjectAlternativeName(names)
         builder = x509.CertificateBuilder(
             issuer_name=self._name,
             subject_name=_NOBODY,
@@ -199,7 +206,7 @@ class _Form:
             not_valid_after=_plain(min(_moment(now + lifetime), self._after)),
             extensions=[
                 *self._constant,
-                x509.Extension(alternative.oid, True, alternative),  # critical, because the subject is empty
+                _plain_extension(_NAMES_OID, names, critical=True),  # critical, because the subject is empty
                 _subject_key(key),
                 *more,
             ],
@@ -260,23 +267,29 @@ def _uri(text: str) -> x509.UniformResourceIdentifier:
         raise X509Error("name", "not ASCII") from error
 
 
-def _dns(text: str) -> x509.DNSName:
-    if not text.isascii() or not 0 < len(text) <= 253:
-        raise X509Error("name", "DNS name")
-    return x509.DNSName(text)
+def _ascii(text: str, *, most: int = 2048) -> bytes:
+    if not text.isascii() or not 0 < len(text) <= most:
+        raise X509Error("name", f"not 1 to {most} ASCII characters")
+    return text.encode("ascii")
 
 
 def _encoded(value: x509.ExtensionType, *, critical: bool) -> x509.Extension[x509.ExtensionType]:
-    return x509.Extension(value.oid, critical, x509.UnrecognizedExtension(value.oid, value.public_bytes()))
+    return _plain_extension(value.oid, value.public_bytes(), critical=critical)
+
+
+def _plain_extension(
+    oid: x509.ObjectIdentifier, octets: bytes, *, critical: bool
+) -> x509.Extension[x509.ExtensionType]:
+    return x509.Extension(oid, critical, x509.UnrecognizedExtension(oid, octets))
 
 
 def _subject_key(key: LeafKey) -> x509.Extension[x509.ExtensionType]:
     if isinstance(key, ec.EllipticCurvePublicKey):  # RFC 5280 4.2.1.2 (1), faster than through the whole key's DER
         point = key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
-        value = x509.SubjectKeyIdentifier(hashlib.sha1(point, usedforsecurity=False).digest())
+        digest = hashlib.sha1(point, usedforsecurity=False).digest()
     else:
-        value = x509.SubjectKeyIdentifier.from_public_key(key)
-    return x509.Extension(value.oid, False, value)
+        digest = x509.SubjectKeyIdentifier.from_public_key(key).digest
+    return _plain_extension(_KEY_OID, der.encode(der.OCTET_STRING, digest), critical=False)
 
 
 def _plain(moment: datetime) -> datetime:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.utils import CryptographyDeprecationWarning
 
 from aims.x509 import der
 from aims.x509.errors import X509Error
@@ -29,11 +30,11 @@ def parse_certificate(data: bytes) -> x509.Certificate:
     """
     if len(data) > MAX_CERTIFICATE_BYTES:
         raise X509Error("too_large", f"{len(data)} octets")
-    _positive_serial(data)
+    _check_form(data)
     try:
         certificate = x509.load_der_x509_certificate(data)
         certificate.public_key()
-        list(certificate.extensions)
+        _check_extensions(certificate)
         if certificate.version is not x509.Version.v3:
             raise X509Error("malformed", "not version 3")
     except (
@@ -42,6 +43,7 @@ def parse_certificate(data: bytes) -> x509.Certificate:
         x509.DuplicateExtension,
         x509.UnsupportedGeneralNameType,
         x509.InvalidVersion,
+        CryptographyDeprecationWarning,  # where warnings are errors
     ) as error:
         raise X509Error("malformed", str(error)) from error
     return certificate
@@ -96,12 +98,23 @@ def parse_pem(text: bytes, *, most: int = MAX_CERTIFICATES) -> tuple[x509.Certif
         lines = block[1].split()
         if any(len(line) > _PEM_LINE for line in lines):
             raise X509Error("pem", "long line")
-        try:
-            parts.append(base64.b64decode(b"".join(lines), validate=True))
-        except binascii.Error as error:
-            raise X509Error("pem", "not base64") from error
+        parts.append(base64_octets(b"".join(lines)))
         at = block.end()
     return parse_sequence(parts, most=most)
+
+
+def base64_octets(text: bytes) -> bytes:
+    """Return the octets of base64 in its one canonical spelling; Python's strict decoder lets extra padding pass.
+
+    Raises: X509Error ``pem``.
+    """
+    try:
+        octets = base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise X509Error("pem", "not base64") from error
+    if base64.b64encode(octets) != text:
+        raise X509Error("pem", "not canonical base64")
+    return octets
 
 
 def join_der(certificates: Iterable[x509.Certificate]) -> bytes:
@@ -114,12 +127,26 @@ def join_pem(certificates: Iterable[x509.Certificate]) -> bytes:
     return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
 
 
-def _positive_serial(data: bytes) -> None:
-    # RFC 5280 4.1.2.2. The library only warns, and a warning is no verdict.
-    at, end = der.content(data, 0, len(data), der.SEQUENCE)
-    at, end = der.content(data, at, end, der.SEQUENCE)
-    tag, start, stop = der.element(data, at, end)
+def _check_form(data: bytes) -> None:
+    """Refuse two forms that the library lets pass, one with a mere warning."""
+    start, end = der.content(data, 0, len(data), der.SEQUENCE)
+    at, signed = der.content(data, start, end, der.SEQUENCE)
+    # RFC 5280 4.1.2.2: a serial number is positive and has at most 20 octets
+    tag, first, last = der.element(data, at, signed)
     if tag == 0xA0:  # [0] version
-        tag, start, stop = der.element(data, stop, end)
-    if tag != der.INTEGER or not 1 <= stop - start <= 20 or data[start] & 0x80 or not any(data[start:stop]):
+        tag, first, last = der.element(data, last, signed)
+    if tag != der.INTEGER or not 1 <= last - first <= 20 or data[first] & 0x80 or not any(data[first:last]):
         raise X509Error("malformed", "serial number")
+    # a signature is whole octets; another count of unused bits would give one certificate several fingerprints
+    _, algorithm = der.content(data, signed, end, der.SEQUENCE)
+    first, last = der.content(data, algorithm, end, der.BIT_STRING)
+    if last != end or first == last or data[first] != 0:
+        raise X509Error("malformed", "signature value")
+
+
+def _check_extensions(certificate: x509.Certificate) -> None:
+    for extension in certificate.extensions:
+        value = extension.value
+        serial = value.authority_cert_serial_number if isinstance(value, x509.AuthorityKeyIdentifier) else None
+        if serial is not None and serial <= 0:
+            raise X509Error("malformed", "serial number of the authority")
