@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from aims.audit.record import body as record_body
-from aims.audit.record import inert
+from aims.audit.record import inert, recorder
 from aims.errors import AimsError
 from aims.policy.question import Decision, Entity, Question
 from aims.server.ancestry import launched_by_node
@@ -105,6 +105,21 @@ class AdminRoute:
     body: type[Any]
     writes: bool
     plan: Callable[[AdminCall, Any], Awaitable[Plan[object]]]
+
+
+class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a call that takes none."""
+
+
+def reading(
+    call: AdminCall, name: str, value: object, details: dict[str, str | int | bool | None] | None = None
+) -> Plan[object]:
+    """Plan for a call that changes nothing: its record, and the value."""
+    fields: dict[str, Any] = call.record_fields(name)
+    record = recorder(
+        refuse="admin.refuse", type="admin.action", outcome="success", resource=name, details=details, **fields
+    )
+    return Plan(Write(record=record), lambda _: value)
 
 
 class AdminDoor:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
-from aims.audit.record import inert, recorder
+from aims.audit.record import inert
 from aims.policy.question import Decision, Entity, Fact, Question
-from aims.server.admin import AdminCall, AdminRoute
+from aims.server.admin import AdminCall, AdminRoute, Nothing, reading
+from aims.server.admin_registry import RegistryCalls
 from aims.server.core import Core
 from aims.storage.intent import Plan
-from aims.storage.write import Outcome, Write
 
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
-
-
-class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of a call that takes none."""
 
 
 class Party(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,7 +67,7 @@ def routes(core: Core) -> tuple[AdminRoute, ...]:
             database=core.database.location.backend,
             record=call.request_id,
         )
-        return _reading(call, "status", value)
+        return reading(call, "status", value)
 
     async def check(call: AdminCall, body: CheckPolicy) -> Plan[object]:
         question = Question(
@@ -81,7 +77,7 @@ def routes(core: Core) -> tuple[AdminRoute, ...]:
             context=_facts(body.context),
         )
         decision = core.policy.engine.decide(question)
-        return _reading(
+        return reading(
             call,
             "policy.check",
             _checked(decision, call),
@@ -92,24 +88,10 @@ def routes(core: Core) -> tuple[AdminRoute, ...]:
         )
 
     return (
+        *RegistryCalls(core).routes(),
         AdminRoute("status", "GET", "/admin/v1/status", Nothing, False, status),
         AdminRoute("policy.check", "POST", "/admin/v1/policy/check", CheckPolicy, False, check),
     )
-
-
-def _reading(
-    call: AdminCall, name: str, value: object, details: dict[str, str | int | bool | None] | None = None
-) -> Plan[object]:
-    """Plan for a call that changes nothing: its record, and the value."""
-    fields: dict[str, Any] = call.record_fields(name)
-    record = recorder(
-        refuse="admin.refuse", type="admin.action", outcome="success", resource=name, details=details, **fields
-    )
-
-    def answer(_: Outcome) -> object:
-        return value
-
-    return Plan(Write(record=record), answer)
 
 
 def _checked(decision: Decision, call: AdminCall) -> Checked:
