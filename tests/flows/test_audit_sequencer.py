@@ -20,8 +20,11 @@ from aims.audit import store
 from aims.audit.checkpoint import Checkpoint
 from aims.audit.errors import AuditError
 from aims.audit.merkle import leaf_hash, root_of
+from aims.audit.record import recorder
 from aims.audit.tiles import LogFolder, TileWriter
+from aims.storage.database import Database
 from aims.storage.schema import outbox, writer
+from aims.storage.write import Change, Name, Stop, Verdict, Write
 
 
 @pytest.fixture
@@ -123,6 +126,27 @@ def test_what_is_missing_in_the_outbox_is_named_in_the_log(log: LogUnderTest) ->
     log.commit("a" * 26, [record(10)])
     log.clock.pass_(1)
     assert sequencer.step().given == 1
+
+
+def test_what_the_committer_wrote_is_in_the_log(database: Database, database_url: str, tmp_path: Path) -> None:
+    fields: Any = json.loads(record(1))
+    members = {name: fields[name] for name in ("type", "outcome", "id", "action", "decision", "request_id")}
+    name = Name("agent", "spiffe://local.test/agents/a")
+    for _ in range(3):
+        write = Write(record=recorder(refuse="token.refuse", time=1.0, **members), names=(name,), seen=0)
+        assert database.commit_now(write).verdict is Verdict.COMMITTED
+    stop = Change("stop", "a", b"{}", Stop(name, blocked=True))
+    write = Write(record=recorder(refuse="token.refuse", time=1.0, **members), changes=(stop,))
+    number = database.commit_now(write).seq
+    write = Write(record=recorder(refuse="token.reuse", time=1.0, **members), names=(name,), seen=0)
+    assert database.commit_now(write).verdict is Verdict.STOPPED
+    with opened(database_url, tmp_path / "log") as log:
+        assert log.sequencer().step().given == 6
+        assert _places(log) == [(database.writer, n) for n in range(1, 6)]
+        entries = [json.loads(entry) for entry in log.entries()]
+        assert entries[4]["change"] == number
+        assert (entries[5]["type"], entries[5]["cause"]["stop_seq"]) == ("token.reuse", number)
+        assert log.verify().exit == 0
 
 
 class _CrashError(Exception):

@@ -274,6 +274,8 @@ def test_a_write_that_loses_is_recorded_as_refused() -> None:
         recorder(refuse="token.refuse", **{**WHOLE, "agent": None})
     with pytest.raises(AuditError, match="record_malformed"):
         recorder(refuse="token.invented", **WHOLE)
+    with pytest.raises(AuditError, match=r"identity\.register needs resource"):
+        recorder(refuse="identity.register", **{**WHOLE, "type": "grant.issue", "resource": None})
 
 
 @pytest.mark.parametrize(

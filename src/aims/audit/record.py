@@ -115,8 +115,9 @@ def recorder(*, refuse: str, **fields: Unpack[Fields]) -> Record:
     """
     kept: Any = dict(fields)
     committed = body(**kept)
-    if refuse not in TYPES:
-        raise AuditError("record_malformed", "type for the refusal")
+    missing = _incomplete({**kept, "type": refuse, "decision": {}, "cause": {}})
+    if missing:
+        raise AuditError("record_incomplete", missing)
 
     def record(outcome: Outcome) -> bytes:
         if outcome.verdict is not Verdict.COMMITTED:
@@ -272,9 +273,9 @@ def _incomplete(values: Mapping[str, Any]) -> str:
     return ""
 
 
-# Two patterns that begin with a literal, so that a record without tokens is passed over quickly.
+# A literal is looked for first, so that a record without tokens is passed over quickly; no text takes quadratic time.
 _RUNS: Final = re.compile(r"\.(?=[A-Za-z0-9_-]{16,}+\.[A-Za-z0-9_-]{16})")
-_JOSE: Final = re.compile(r"eyJ[A-Za-z0-9_-]{8,}+\.[A-Za-z0-9_-]{8}")
+_JOSE: Final = re.compile(r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,}+\.[A-Za-z0-9_-]{8}")
 _RUN: Final = re.compile(r"[A-Za-z0-9_-]{16}")
 
 
@@ -288,7 +289,7 @@ def _refuse_secrets(text: str) -> None:
 
 def _refuse_tokens(text: str) -> None:
     """Refuse three runs of base64url joined by dots, each of 16 or more; and two if the first begins ``{"``."""
-    if _JOSE.search(text):
+    if "eyJ" in text and _JOSE.search(text):
         raise AuditError("record_secret", "looks like a JOSE object")
     for dot in _RUNS.finditer(text):
         at = dot.start()
