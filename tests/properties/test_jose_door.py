@@ -175,6 +175,30 @@ def test_json_is_read_as_the_standard_library_reads_it_however_it_is_written(
     assert json.dumps(read, sort_keys=True) == json.dumps(value, sort_keys=True)
 
 
+def _depth(value: object) -> int:
+    if not isinstance(value, dict | list):
+        return 0
+    return 1 + max((_depth(inner) for inner in (value.values() if isinstance(value, dict) else value)), default=0)
+
+
+bracketed = st.recursive(
+    st.none() | st.text('ab"\\[]{}é', max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text('a"\\{]', max_size=3), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.text(max_size=2), bracketed, max_size=3), st.integers(1, 6), st.booleans())
+@settings(deadline=None)
+def test_depth_is_counted_outside_strings_and_exactly(value: dict[str, Any], limit: int, escaped: bool) -> None:
+    octets = json.dumps(value, ensure_ascii=escaped).encode("utf-8")
+    if _depth(value) <= limit:
+        assert read_object(octets, max_depth=limit) == value
+    else:
+        with pytest.raises(JoseError, match=r"jose\.malformed: .*deep"):
+            read_object(octets, max_depth=limit)
+
+
 @given(st.binary(max_size=60))
 @settings(deadline=None)
 def test_base64url_has_one_spelling(octets: bytes) -> None:

@@ -20,7 +20,9 @@ MAX_INTEGER = 2**53 - 1  # what every JSON reader holds exactly (RFC 7493 2.2)
 
 _DIGITS = bytes.maketrans(b"0123456789", b"0000000000")
 _LONG_NUMBER = b"0" * 16  # the shortest run of digits that can exceed MAX_INTEGER
-_STRUCTURE = re.compile(rb'\\.|["{}\[\]]', re.DOTALL)
+_ESCAPED = re.compile(rb"\\.", re.DOTALL)
+_ONE_BRACKET = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"{}[]"))
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 
@@ -61,19 +63,10 @@ def _each_once(pairs: list[tuple[str, Any]]) -> None:
 
 
 def _deeper(octets: bytes, limit: int) -> bool:
-    """Tell whether brackets outside strings nest deeper than ``limit``, in one pass and without recursion."""
-    depth = 0
-    inside = False
-    for found in _STRUCTURE.finditer(octets):
-        mark = found[0]
-        if mark == b'"':
-            inside = not inside
-        elif inside or len(mark) == 2:
-            continue
-        elif mark in b"{[":
-            depth += 1
-            if depth > limit:
-                return True
-        else:
-            depth -= 1
-    return False
+    """Tell whether brackets outside strings nest deeper than ``limit``, in linear time and without recursion."""
+    # every second piece between quotes is outside strings, once escaped characters are gone
+    outside = b"".join(_ESCAPED.sub(b"", octets).split(b'"')[::2])
+    brackets = outside.translate(_ONE_BRACKET, _NO_BRACKETS)
+    for _ in range(limit):  # each round takes the innermost level away
+        brackets = brackets.replace(b"[]", b"")
+    return brackets != b""
