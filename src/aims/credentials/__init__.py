@@ -7,6 +7,6 @@ bundle of the trust domain that the credential itself names, never a pool of sev
     token = wit.validate(text, anchors, now=clock.now(), own=trust_domain)  # then a proof of its key must follow
 
 A WIT is never a bearer token: what ``wit.validate`` returns authenticates nobody until a proof by its ``confirmation``
-key was verified too. Credentials of our own trust domain carry ``instance`` and ``epoch``; without them they are refused,
-because no stop could reach them.
+key was verified too. Credentials of our own trust domain carry ``instance`` and ``epoch``; without them they are
+refused, because no stop could reach them.
 """
