@@ -23,7 +23,7 @@ from aims.server.ancestry import NODE_PID_FILE, launched_by_node
 from aims.server.core import Core
 from aims.server.policy_activation import activate
 from aims.server.protocol import PEER, UnixPeer
-from aims.server.settings import Settings
+from aims.server.settings import Settings, make_private
 from aims.storage.database import Database
 from aims.storage.schema import outbox
 
@@ -48,6 +48,7 @@ async def core(database: Database, tmp_path: Path, clock: SystemClock, ids: IdSo
     )
     plan.answer(await database.commit(plan.write))
     settings = Settings(state_dir=tmp_path / "state", run_dir=tmp_path)
+    make_private(settings.server_dir / "keys")
     core = Core(settings, clock=clock, ids=ids, database=database)
     core.follow()
     database.feed.start(asyncio.get_running_loop())
