@@ -17,26 +17,35 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from aims.attestation import Selector
 from aims.clock import IdSource, SystemClock
 from aims.identifiers import TrustDomain
+from aims.jose.jwk import public_jwk
 from aims.keys import open_store
 from aims.policy.bundle import Bundle
 from aims.policy.engine import Engine
+from aims.policy.rows import Credential
 from aims.policy.tables import Tables
 from aims.provisioning.authority.keeper import Keeper
 from aims.provisioning.authority.service import AuthorityService
+from aims.provisioning.evidence import Evidence
+from aims.provisioning.issuance import IssuanceService, Issued, IssuedToken
 from aims.provisioning.join import JoinService
 from aims.provisioning.join_token import JoinToken
 from aims.provisioning.registry.memory import Registry
 from aims.provisioning.registry.model import Kind, Node, Owner
 from aims.provisioning.registry.service import Cause, Registered, Registration, RegistryService
+from aims.provisioning.routes import NodeRoutes, Route
+from aims.provisioning.stages import Application
 from aims.storage.database import Database
 from aims.storage.feed import Event
 from aims.storage.intent import Plan
 from aims.storage.schema import change, outbox
+from aims.storage.write import Change, Name, Stop, Write
+from aims.x509.parse import join_pem
 
 T = TypeVar("T")
 
 DOMAIN = TrustDomain("local.test")
 URL = "https://localhost:8440"
+ISSUER = f"{URL}/spiffe"
 CA = hashlib.sha256(b"a CA certificate").digest()
 
 
@@ -75,6 +84,10 @@ def request(key: ec.EllipticCurvePrivateKey | None = None, name: str = "spiffe:/
     return signed.public_bytes(Encoding.DER)
 
 
+def proof_jwk(key: ec.EllipticCurvePrivateKey | None = None) -> dict[str, str]:
+    return public_jwk((key or ec.generate_private_key(ec.SECP256R1())).public_key(), alg="ES256")
+
+
 @dataclass(slots=True)
 class World:
     """Everything of one server process, with a feed that is read when a test says so."""
@@ -95,6 +108,73 @@ class World:
         return JoinService(
             self.registry, lambda: self.policy.tables, lambda: self.keeper.authority, self.clock, self.ids
         )
+
+    @property
+    def issuance(self) -> IssuanceService:
+        return IssuanceService(
+            registry=self.registry,
+            policy=lambda: self.policy,
+            authority=lambda: self.keeper.authority,
+            issuer=ISSUER,
+            clock=self.clock,
+            ids=self.ids,
+        )
+
+    def routes(self) -> dict[str, Route]:
+        """The handlers of the node protocol by the last part of their path."""
+        routes = NodeRoutes(
+            database=self.database,
+            registry=self.registry,
+            authority=lambda: self.keeper.authority,
+            joins=self.joins,
+            issuance=self.issuance,
+            mtls_url="https://localhost:8441",
+            public_ca=lambda: join_pem([self.keeper.authority.tls_ca]),
+            clock=self.clock,
+            ids=self.ids,
+        )
+        return {route.path.rpartition("/")[2]: route for route in routes.routes()}
+
+    def instance(self, node: str = "laptop") -> str:
+        return f"{node}:{self.ids.new()}"
+
+    def evidence(self, *selectors: str, **more: Any) -> Evidence:
+        """Fresh evidence of a launch."""
+        fields: dict[str, Any] = {
+            "kind": "launch",
+            "collected_at": int(self.clock.now()),
+            "selectors": selectors or ("launch:unmeasured", "unix:uid:1000"),
+            "posture": "node-uid",
+            "measurement": {"executable": "a" * 64},
+        }
+        return Evidence.read(**(fields | more))
+
+    def application(
+        self, registered: Registered, credentials: tuple[Credential, ...] = ("x509-svid", "wit"), **more: Any
+    ) -> Application:
+        """What the node ``laptop`` asks for its workload."""
+        assert registered.entry is not None
+        fields: dict[str, Any] = {
+            "node_id": "laptop",
+            "entry_id": registered.entry.id,
+            "instance": self.instance(),
+            "evidence": self.evidence(),
+            "credentials": credentials,
+        }
+        return Application(**(fields | more))
+
+    async def issue(self, application: Application, **more: Any) -> Issued:
+        fields: dict[str, Any] = {"csr": request(), "proof_key": proof_jwk(), "request_id": self.ids.new()}
+        return await self.commit(await self.issuance.issue(application, **(fields | more)))
+
+    async def jwt(self, application: Application, *audiences: str, jkt: str | None = None) -> IssuedToken:
+        plan = await self.issuance.jwt_svid(application, audiences=audiences, jkt=jkt, request_id=self.ids.new())
+        return await self.commit(plan)
+
+    async def stop(self, name: Name, *, blocked: bool = True) -> None:
+        """What a remediation commits, as far as the fence is concerned."""
+        line = Change("stop", name.id, b"null", Stop(name, blocked))
+        await self.database.commit(Write(record=lambda _: b"{}", changes=(line,)))
 
     async def commit(self, plan: Plan[T]) -> T:
         """Commit as a route does, then read the feed."""
@@ -118,7 +198,7 @@ class World:
 
     def last_record(self) -> dict[str, Any]:
         """The newest record of this process."""
-        return max(self.records(), key=lambda record: str(record["id"]))
+        return self.records()[-1]
 
     async def owner(self, name: str = "team-a") -> Owner:
         return await self.commit(

@@ -1,4 +1,4 @@
-"""The authority on both back ends: one set of first keys; each key published before it signs, believed while it must."""
+"""The authority on both back ends: one set of first keys; each published before it signs, believed while it must."""
 
 from __future__ import annotations
 
