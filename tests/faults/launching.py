@@ -25,7 +25,8 @@ from aims.clock import SystemClock, SystemIds
 from aims.errors import AimsError
 from aims.identifiers import SpiffeId, TrustDomain
 from aims.node.hardening import harden
-from aims.node.launch import Approved, Launcher
+from aims.node.approvals import Approved
+from aims.node.launch import Launcher
 from aims.node.peer import peer_of
 
 folder = Path(sys.argv[1])

@@ -21,8 +21,9 @@ from aims.clock import IdSource, SystemClock
 from aims.identifiers import SpiffeId, TrustDomain
 from aims.node import launch as launch_module
 from aims.node import launch_socket, peer
+from aims.node.approvals import Approved
 from aims.node.errors import NodeError
-from aims.node.launch import Approved, Launcher
+from aims.node.launch import Launcher
 from aims.node.launch_protocol import MAX_PACKET, Ended, Refused, Signal, Start, Started, encode, parse_reply
 from aims.node.launches import Launches
 from aims.node.peer import Peer, peer_of

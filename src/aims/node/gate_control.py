@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import pwd
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from aims.node.errors import NodeError
+from aims.node.peer import Peer
 
 GATE = Path(__file__).with_name("gate.py")
 PATIENCE = 30.0
@@ -31,6 +33,15 @@ class Identity:
     uid: int
     gid: int
     groups: tuple[int, ...]
+
+    @classmethod
+    def of(cls, peer: Peer) -> Self:
+        """Take the uid and gid of a peer, and the groups of its account where it has one."""
+        try:
+            groups = tuple(os.getgrouplist(pwd.getpwuid(peer.uid).pw_name, peer.gid))
+        except KeyError:
+            groups = (peer.gid,)
+        return cls(uid=peer.uid, gid=peer.gid, groups=groups)
 
 
 class Gate:

@@ -18,22 +18,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import pwd
 import shutil
 import signal
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, cast
 
 from aims.attestation import UNMEASURED, AttestationError, LaunchProfile, UnixEvidence, compare, separation
 from aims.clock import Clock, IdSource
-from aims.identifiers import SpiffeId
 from aims.node import environment
+from aims.node.approvals import Approvals, Approved
 from aims.node.errors import NodeError
 from aims.node.gate_control import Gate, Identity
-from aims.node.launch_protocol import Ended, Start, Started, refusal
+from aims.node.launch_protocol import Ended, Start, refusal, started, variables
 from aims.node.launch_socket import Descriptors, bind, receive_signal, receive_start, reply
 from aims.node.launches import Launch, Launches
 from aims.node.measure import Measured, Measurer, homes_of
@@ -52,23 +50,6 @@ BREATH = 0.5
 
 MEASURING = 2
 """Programs that are measured at once."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Approved:
-    """What the registry approved under a name; ``launch_uids`` may start it besides the node's own uid."""
-
-    profile: LaunchProfile | Literal["unmeasured"]
-    launch_uids: frozenset[int]
-    spiffe_id: SpiffeId
-
-
-class Approvals(Protocol):
-    """Where the launcher learns what is approved: the node's memory of its entries."""
-
-    def approved(self, name: str) -> Approved | None:
-        """Return what may be started as ``name`` now, or None."""
-        ...
 
 
 def _nothing(_: Launch) -> None:
@@ -111,8 +92,6 @@ class Launcher:
         self._launching: set[asyncio.Task[None]] = set()
         self._stopping = False
 
-    # -- life
-
     async def start(self) -> None:
         """Bind the socket and serve.
 
@@ -137,8 +116,6 @@ class Launcher:
         # 2. what runs; its clients are told
         await asyncio.gather(*(self._end(launch, signal.SIGTERM) for launch in self._launches))
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    # -- recognition
 
     def launched(self, peer: Peer) -> Launch | None:
         """Return the launch that ``peer`` is, if it lives: by pidfd, never by pid alone or anything it says."""
@@ -173,8 +150,6 @@ class Launcher:
     def running(self) -> tuple[Launch, ...]:
         """Return the launches that have not been reaped."""
         return tuple(self._launches)
-
-    # -- one connection
 
     def _listen(self) -> None:
         if self._listener is not None:
@@ -249,8 +224,6 @@ class Launcher:
             launch.send_group(signal.SIGKILL)
             await asyncio.shield(launch.ended)
 
-    # -- one launch
-
     async def _launch(self, connection: socket.socket) -> Launch | None:
         with peer_of(connection) as peer:
             received = await receive_start(connection)
@@ -280,7 +253,7 @@ class Launcher:
     async def _execute(
         self, connection: socket.socket, peer: Peer, start: Start, descriptors: Descriptors, approved: Approved
     ) -> Launch:
-        kept, dropped = environment.clean(_text(start))
+        kept, dropped = environment.clean(variables(start))
         # 2. the program
         async with self._measuring:
             program, measured = await asyncio.to_thread(
@@ -299,7 +272,7 @@ class Launcher:
             # 4. start it
             instance = self._ids.new()
             bytecode = str(self._bytecode / instance)
-            identity = _identity(peer)
+            identity = None if peer.uid == os.geteuid() else Identity.of(peer)
             gate = Gate.start(
                 executable=program.descriptor,
                 argv=program.arguments(bytecode),
@@ -323,7 +296,9 @@ class Launcher:
             try:
                 await gate.ready()
                 descriptors.close()
-                _announce(connection, launch, dropped)
+                # the client is told first, so that its terminal and its pidfd are in place when the program runs
+                announcement = started(launch.pid, launch.instance, launch.posture, dropped)
+                reply(connection, announcement, () if launch.ended.done() else (launch.pidfd,))
                 await gate.go()
             except BaseException:
                 launch.send(signal.SIGKILL)
@@ -386,29 +361,3 @@ class Launcher:
     @property
     def _bytecode(self) -> Path:
         return self._folder / "bytecode"
-
-
-def _announce(connection: socket.socket, launch: Launch, dropped: tuple[str, ...]) -> None:
-    """Tell the client before the program runs, so that its terminal and its pidfd are in place."""
-    started = Started(
-        pid=launch.pid,
-        instance=launch.instance,
-        posture=launch.posture,
-        dropped=tuple(name.encode("ascii", "backslashreplace").decode("ascii")[:200] for name in dropped[:200]),
-    )
-    reply(connection, started, () if launch.ended.done() else (launch.pidfd,))
-
-
-def _text(start: Start) -> dict[str, str]:
-    return {os.fsdecode(name): os.fsdecode(value) for name, value in start.environment}
-
-
-def _identity(peer: Peer) -> Identity | None:
-    """Return what the program must become, or None where it stays what the node is."""
-    if peer.uid == os.geteuid():
-        return None
-    try:
-        groups = tuple(os.getgrouplist(pwd.getpwuid(peer.uid).pw_name, peer.gid))
-    except KeyError:
-        groups = (peer.gid,)
-    return Identity(uid=peer.uid, gid=peer.gid, groups=groups)

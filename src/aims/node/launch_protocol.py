@@ -8,7 +8,9 @@ a pidfd) or ``Refused`` and at last one ``Ended``. Whoever closes leaves.
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -139,6 +141,17 @@ def parse_reply(packet: bytes) -> Started | Refused | Ended:
         return _REPLY.decode(packet)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise NodeError("request_malformed", str(error)) from error
+
+
+def variables(start: Start) -> dict[str, str]:
+    """Return the environment of a request as the system's text."""
+    return {os.fsdecode(name): os.fsdecode(value) for name, value in start.environment}
+
+
+def started(pid: int, instance: str, posture: str, dropped: Sequence[str]) -> Started:
+    """Return the message for a launch; at most 200 dropped names of 200 characters are told."""
+    names = tuple(name.encode("ascii", "backslashreplace").decode("ascii")[:200] for name in dropped[:200])
+    return Started(pid=pid, instance=instance, posture=posture, dropped=names)
 
 
 def refusal(error: AimsError) -> Refused:
