@@ -25,10 +25,10 @@ from tests.properties.tls_material import (
     Workload,
 )
 
-from aims.credentials.mtls import peer_svid, renew, spiffe_client_context, spiffe_server_context
+from aims.credentials.mtls import peer_check, peer_svid, renew, spiffe_client_context, spiffe_server_context
 from aims.credentials.x509_svid import read
 from aims.identifiers import SpiffeId
-from aims.tls import PeerRefused, mtls_server_context
+from aims.tls import PeerRefused, RotatingContext, mtls_server_context
 
 Run: TypeAlias = Callable[[Coroutine[Any, Any, None]], None]
 LOOPS = pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
@@ -141,6 +141,28 @@ def test_an_http_client_sends_nothing_to_an_impostor(run: Run) -> None:
             with pytest.raises(httpx2.ConnectError):
                 await client.post(f"https://127.0.0.1:{impostor.port}/", content=b"secret")
             assert impostor.received == b""
+
+    run(flow())
+
+
+@LOOPS
+def test_an_http_client_keeps_one_context_while_its_svid_rotates(run: Run) -> None:
+    async def flow() -> None:
+        check = peer_check(lambda: BUNDLES, CLOCK, expected=TOOL, own=TD)
+        context = RotatingContext.client(AGENT_END.identity, (A.root,), check)
+        seen: list[object] = []
+        limits = httpx2.Limits(max_keepalive_connections=0)
+        async with (
+            _listening(spiffe_server_context(TOOL_END.identity, BUNDLES, CLOCK, own=TD)) as tool,
+            httpx2.AsyncClient(verify=context, trust_env=False, limits=limits) as client,
+        ):
+            for end in (AGENT_END, Workload(AGENT)):
+                context.update(end.identity, (A.root,), check)
+                assert (await client.get(f"https://localhost:{tool.port}/")).status_code == 200
+                found = peer_svid(tool.open[-1].get_extra_info("ssl_object"))
+                assert found.leaf == end.svid.leaf
+                seen.append(found.leaf)
+            assert seen[0] != seen[1]
 
     run(flow())
 
