@@ -5,6 +5,7 @@
     ├── JoseError            jose/             ground: the token door
     ├── X509Error            x509/             ground: the certificate door
     ├── KeyStoreError        keys/             ground: key stores
+    ├── TlsError             tls/              ground: TLS contexts and their peers
     ├── StorageError         storage/          ground: engine, guarded writes, change feed
     ├── FetchError           fetch/            ground: outbound HTTP
     ├── CredentialError      credentials/      L2
