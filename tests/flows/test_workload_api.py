@@ -37,7 +37,7 @@ from aims.keys.errors import KeyStoreError
 from aims.node.errors import NodeError
 from aims.node.grpc_call import CallLimits
 from aims.node.grpc_guard import GuardedServer, GuardLimits
-from aims.node.identities import IdentityState, JwtIdentity, ValidatedJwtSvid, X509Identity
+from aims.node.identities import IdentityState, JwtIdentity, Latest, ValidatedJwtSvid, X509Identity
 from aims.node.listener import open_listener
 from aims.node.peer import peer_of
 from aims.node.workload_api import WorkloadApi, WorkloadApiServer
@@ -350,6 +350,7 @@ async def test_the_caller_is_recognised_by_its_socket_once_per_connection(tmp_pa
         assert found == [os.getpid()]
         assert callers[1].closed == 0
     await until(lambda: callers[1].closed == 1)
+    assert len(server._server._seats) == 0
     assert not identities.subscribers
     await asyncio.wait_for(server.stop(), PATIENCE)
 
@@ -411,6 +412,25 @@ async def test_a_method_without_an_answer_is_internal(tmp_path: Path) -> None:
         absent = await client.answer(client.call(service.VALIDATE_JWT_SVID))
         assert (absent.status, absent.code) == (UNIMPLEMENTED, "node.unknown_method")
     await asyncio.wait_for(server.stop(), PATIENCE)
+
+
+async def test_an_equal_value_wakes_no_watcher_and_a_failure_ends_all() -> None:
+    latest: Latest[int] = Latest()
+    latest.set(1)
+    watchers = [latest.watch() for _ in range(2)]
+    assert [await anext(each) for each in watchers] == [1, 1]
+    waiting = [asyncio.ensure_future(anext(each)) for each in watchers]
+    latest.set(1)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not any(each.done() for each in waiting)
+    latest.set(2)
+    latest.set(3)
+    assert await asyncio.wait_for(asyncio.gather(*waiting), PATIENCE) == [3, 3]
+    latest.fail(WorkloadApiError("not_entitled"))
+    for each in (*watchers, latest.watch()):
+        with pytest.raises(WorkloadApiError):
+            await asyncio.wait_for(anext(each), PATIENCE)
 
 
 def test_values_show_no_secret_and_exist_only_if_whole() -> None:

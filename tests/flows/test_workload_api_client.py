@@ -139,6 +139,7 @@ async def test_a_watch_outlives_the_node_and_backs_off_with_jitter(tmp_path: Pat
         if len(pauses) == 8:
             enough.set()
             await back.wait()
+        await asyncio.sleep(0)  # a pause lets others run
 
     back = asyncio.Event()
     backoff = Backoff(first=0.1, most=2.0, settled=0.0)
@@ -166,6 +167,15 @@ async def test_a_watch_outlives_the_node_and_backs_off_with_jitter(tmp_path: Pat
         found = await asyncio.wait_for(again, PATIENCE)
         assert isinstance(found, X509State)
         assert found.svids[0].chain == b"chain-2"
+        # Having been heard again, it begins with short pauses again.
+        pauses.clear()
+        await asyncio.wait_for(second.stop(), PATIENCE)
+        assert isinstance(await asyncio.wait_for(anext(events), PATIENCE), Interrupted)
+        trying = asyncio.ensure_future(anext(events))
+        await until(lambda: len(pauses) >= 2)
+        trying.cancel()
+        await asyncio.wait([trying])
+        assert pauses[:2] == pytest.approx([0.15, 0.3])
         await events.aclose()
 
 

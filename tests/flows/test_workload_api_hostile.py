@@ -22,6 +22,7 @@ from aims.node.connection_limits import ConnectionLimits, Seat, Seats
 from aims.node.grpc_call import CallLimits
 from aims.node.grpc_guard import GuardLimits
 from aims.node.http2_frames import MAX_FRAME_OCTETS, FrameLengths
+from aims.node.workload_errors import WorkloadApiError
 from aims.proto import workload_pb2 as pb
 from aims.proto import workload_service as service
 from aims.proto.framing import frame
@@ -179,24 +180,26 @@ async def test_thousands_of_streams_on_one_connection_end_it_and_nothing_else(tm
 
 async def test_calls_beyond_the_limit_are_refused_and_cancelled_ones_count_until_they_end(tmp_path: Path) -> None:
     limits = GuardLimits(calls_per_connection=3)
+    ask = pb.JWTSVIDRequest(audience=["a"])
     async with serve(tmp_path, limits) as served, RawClient.connect(served.path) as client:
-        served.identities.latest.set(state())
-        # Opened and reset in one write, so that the server sees all of it before any call can run.
-        numbers = []
-        flush, client.flush = client.flush, lambda: None  # type: ignore[method-assign]  # gathers
-        for _ in range(50):
-            numbers.append(client.call(X509))
-            client.h2.reset_stream(numbers[-1], h2.errors.ErrorCodes.CANCEL)
-        client.flush = flush  # type: ignore[method-assign]  # as before
-        client.flush()
-        number = client.call(X509)
-        await until(lambda: client.answers[number].data or client.answers[number].reset is not None)
-        while client.answers[number].reset is not None:  # refused while the cancelled ones were ending
-            assert client.answers[number].reset == h2.errors.ErrorCodes.REFUSED_STREAM
-            number = client.call(X509)
-            await until(lambda: client.answers[number].data or client.answers[number].reset is not None)  # noqa: B023 -- awaited here
-        await until(lambda: served.identities.subscribers == 1)
-        assert served.recognitions == 1
+        served.identities.hang = asyncio.Event()
+        served.identities.cleanup = asyncio.Event()
+        for opened in range(10):
+            number = client.call(service.FETCH_JWT_SVID, ask)
+            answer = client.answers[number]
+            await until(lambda: len(served.identities.asked) > opened or answer.ended)  # noqa: B023 -- awaited here
+            if answer.ended:
+                assert answer.reset == h2.errors.ErrorCodes.REFUSED_STREAM
+            else:
+                client.h2.reset_stream(number, h2.errors.ErrorCodes.CANCEL)  # HTTP/2 rapid reset
+                client.flush()
+        assert len(served.identities.asked) == 3
+        served.identities.hang = None
+        served.identities.cleanup.set()
+        served.identities.trouble = WorkloadApiError("not_entitled")
+        await until(lambda: not served.identities.cleaning)
+        answer = await client.answer(client.call(service.FETCH_JWT_SVID, ask))
+        assert answer.code == "node.not_entitled"
 
 
 async def test_half_open_connections_displace_each_other_and_not_a_stream(tmp_path: Path) -> None:
@@ -337,6 +340,12 @@ def test_seats_evict_the_oldest_idle_connection_of_the_greediest_process() -> No
     seats.leave(held["a2"])
     seats.leave(held["a2"])
     assert seats.take(seat("y2", 3, 30))
+    # 6. one eviction may satisfy several limits
+    evicted.clear()
+    single = Seats(ConnectionLimits(total=1, per_uid=1, per_process=1))
+    assert single.take(seat("z1", 1, 10))
+    assert single.take(seat("z2", 1, 10))
+    assert evicted == ["z1"]
 
 
 @given(st.lists(st.integers(0, MAX_FRAME_OCTETS), max_size=6), st.data())

@@ -75,6 +75,12 @@ class FakeCaller:
         self.closed += 1
 
 
+def _open() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
 @dataclass
 class FakeIdentities:
     """Gives every caller the same state; a test sets it, fails it, or makes single calls go wrong."""
@@ -86,6 +92,8 @@ class FakeIdentities:
     valid: ValidatedJwtSvid | None = None
     trouble: Exception | None = None
     hang: asyncio.Event | None = None
+    cleanup: asyncio.Event = field(default_factory=_open)  # what a cancelled call waits for
+    cleaning: int = 0
 
     async def subscribe(self, caller: FakeCaller) -> AsyncGenerator[IdentityState, None]:
         assert not caller.closed
@@ -103,7 +111,13 @@ class FakeIdentities:
     ) -> tuple[JwtIdentity, ...]:
         self.asked.append((audiences, spiffe_id))
         if self.hang is not None:
-            await self.hang.wait()
+            try:
+                await self.hang.wait()
+            except asyncio.CancelledError:
+                self.cleaning += 1
+                await self.cleanup.wait()
+                self.cleaning -= 1
+                raise
         if self.trouble is not None:
             raise self.trouble
         return self.jwt
