@@ -18,6 +18,7 @@ MTLS_PORT: Final = 8441
 MOST_SOCKET_OCTETS: Final = 100
 MOST_WORKERS: Final = 64
 VKEY_FILE: Final = "log.vkey"
+LOCAL_NODE: Final = "local"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -23,9 +23,10 @@ from aims.keys.signing import SigningKey, immediate
 from aims.keys.store import open_store
 from aims.policy.bundle import Bundle
 from aims.policy.store import active_version
+from aims.server.admin_client import AdminClient
 from aims.server.database import prepare as prepare_database
 from aims.server.policy_activation import activate
-from aims.server.settings import VKEY_FILE, Settings, make_private, prepare
+from aims.server.settings import LOCAL_NODE, VKEY_FILE, Settings, make_private, prepare
 from aims.server.supervisor import Running, Supervisor
 from aims.storage.baton import baton
 from aims.storage.database import Database
@@ -34,9 +35,14 @@ from aims.storage.lock import SupervisorLock
 
 
 async def serve(
-    settings: Settings, *, clock: Clock, ids: IdSource, ready: Callable[[Running], Awaitable[None]]
+    settings: Settings,
+    *,
+    clock: Clock,
+    ids: IdSource,
+    ready: Callable[[Running], Awaitable[None]],
+    with_node: bool = False,
 ) -> None:
-    """Run a server until it is told to stop; ``ready`` is called once it answers.
+    """Run a server, and this host's node if asked, until it is told to stop; ``ready`` is called once it answers.
 
     Raises:
         AimsError: what stands in the way, before anything has been started.
@@ -57,9 +63,21 @@ async def serve(
         # 6
         sequencer = sequencer_of(settings, location, ring.current(Purpose.AUDIT_CHECKPOINT), clock=clock, ids=ids)
         # 7
-        supervisor = Supervisor(settings, clock=clock, seal=sequencer.step)
+        supervisor = Supervisor(
+            settings, clock=clock, seal=sequencer.step, node=local_join_token if with_node else None
+        )
         await supervisor.run(ready)
         await asyncio.to_thread(sequencer.stop)
+
+
+async def local_join_token(settings: Settings) -> str:
+    """Ask the running server for a token for this host's node, as its administrator."""
+
+    def ask() -> str:
+        with AdminClient(settings.admin_socket, "start of this host's node") as client:
+            return str(client.call("POST", "/admin/v1/nodes/token", {"node": LOCAL_NODE})["token"])
+
+    return await asyncio.to_thread(ask)
 
 
 def sequencer_of(settings: Settings, location: Location, key: SigningKey, *, clock: Clock, ids: IdSource) -> Sequencer:

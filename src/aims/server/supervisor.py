@@ -13,7 +13,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -23,14 +22,11 @@ from sqlalchemy.exc import DBAPIError
 
 from aims.clock import Clock
 from aims.errors import AimsError
+from aims.server.children import READY_SECONDS, Child
 from aims.server.errors import ServerError
 from aims.server.settings import Settings
 from aims.server.sockets import listen_tcp, listen_unix
 
-READY_SECONDS: Final = 30.0
-STOP_SECONDS: Final = 10.0
-RESTART_SECONDS: Final = (0.1, 0.5, 2.0, 10.0)
-STABLE_SECONDS: Final = 30.0
 SEAL_SECONDS: Final = 0.25
 SEAL_PAUSE_SECONDS: Final = 2.0
 
@@ -57,12 +53,21 @@ class Running:
 class Supervisor:
     """Start, watch and stop the processes of one server.
 
-    ``seal`` is one step of the audit log's sequencer (blocking, runs in a thread). ``run`` returns when ``stop`` was
-    called or a signal arrived, after everything that was started has ended.
+    ``seal`` is one step of the audit log's sequencer (blocking, runs in a thread). With ``node``, which returns a join
+    token, this host's node is started too. ``run`` returns when ``stop`` was called or a signal arrived, after
+    everything that was started has ended.
     """
 
-    def __init__(self, settings: Settings, *, clock: Clock, seal: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock,
+        seal: Callable[[], object],
+        node: Callable[[Settings], Awaitable[str]] | None = None,
+    ) -> None:
         self._settings = settings
+        self._node = node
         self._clock = clock
         self._seal = seal
         self._stopping = asyncio.Event()
@@ -116,73 +121,75 @@ class Supervisor:
                 self._settings.admin_socket.unlink()
 
     async def _supervise(self, order: WorkerOrder, ready: Callable[[Running], Awaitable[None]]) -> None:
+        workers = [self._worker(number, order) for number in range(order.settings.workers)]
         async with asyncio.TaskGroup() as tasks:
-            answering = [asyncio.Event() for _ in range(order.settings.workers)]
-            workers = [tasks.create_task(self._keep(number, order, event)) for number, event in enumerate(answering)]
+            keepers = [tasks.create_task(worker.keep()) for worker in workers]
             sealing = tasks.create_task(self._keep_sealing())
-            await self._all_ready(answering, workers)
+            if await self._answer(workers, keepers) and self._node is not None:
+                node = self._node_child(order.settings, self._node)
+                keepers.append(tasks.create_task(node.keep()))
+                await self._answer([node], keepers)
             if not self._stopping.is_set():
                 await ready(Running(order.settings))
             await self._stopping.wait()
-            for task in workers:
-                task.cancel()
-            await asyncio.wait(workers)
+            # The node goes first: it tells the server which of its agents ended.
+            for keeper in reversed(keepers):
+                keeper.cancel()
+                await asyncio.wait([keeper])
             sealing.cancel()
 
-    async def _all_ready(self, answering: Sequence[asyncio.Event], workers: Sequence[asyncio.Task[None]]) -> None:
-        waits = [asyncio.create_task(event.wait()) for event in answering]
+    async def _answer(self, children: Sequence[Child], keepers: Sequence[asyncio.Task[None]]) -> bool:
+        """Wait until all children answer; False when a stop came first.
+
+        Raises:
+            ServerError: ``worker`` when one does not answer in time.
+        """
+        waits = [asyncio.create_task(child.ready.wait()) for child in children]
         stop = asyncio.create_task(self._stopping.wait())
         try:
-            for wait in waits:
+            for child, wait in zip(children, waits, strict=True):
                 done, _ = await asyncio.wait(
-                    {wait, stop, *workers}, timeout=READY_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                    {wait, stop, *keepers}, timeout=READY_SECONDS, return_when=asyncio.FIRST_COMPLETED
                 )
                 if not done:
-                    raise ServerError("worker", f"no answer within {READY_SECONDS:.0f} s")
-                if stop in done:
-                    return
+                    raise ServerError("worker", f"{child.name} did not answer within {READY_SECONDS:.0f} s")
+                if wait not in done:
+                    return False
         finally:
             for task in (*waits, stop):
                 task.cancel()
+        return True
 
-    async def _keep(self, number: int, order: WorkerOrder, answering: asyncio.Event) -> None:
-        """Keep one worker alive; before its first answer its death is ours."""
-        failures = 0
-        while True:
-            begun = self._clock.monotonic()
-            process = await self._start(order)
-            try:
-                await self._greet(process, answering)
-                await process.wait()
-            finally:
-                await _end(process)
-            if not answering.is_set():
-                raise ServerError("worker", f"worker {number} ended with {process.returncode}")
-            failures = 0 if self._clock.monotonic() - begun > STABLE_SECONDS else failures + 1
-            pause = RESTART_SECONDS[min(failures, len(RESTART_SECONDS)) - 1] if failures else 0.0
-            _log.error("worker ended", extra={"worker": number, "status": process.returncode, "pause": pause})
-            await asyncio.sleep(pause)
+    def _worker(self, number: int, order: WorkerOrder) -> Child:
+        async def words() -> bytes:
+            return msgspec.json.encode(order, enc_hook=str)
 
-    async def _start(self, order: WorkerOrder) -> asyncio.subprocess.Process:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "aims.server.worker",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            pass_fds=(*order.public, *order.mtls, order.admin, order.life),
+        return Child(
+            name=f"worker {number}",
+            module="aims.server.worker",
+            arguments=(),
+            order=words,
+            descriptors=(*order.public, *order.mtls, order.admin, order.life),
+            clock=self._clock,
         )
-        if process.stdin is None or process.stdout is None:
-            raise ServerError("worker", "no pipe to the worker")
-        with contextlib.suppress(ConnectionError):
-            process.stdin.write(msgspec.json.encode(order, enc_hook=str))
-            await process.stdin.drain()
-        process.stdin.close()
-        return process
 
-    async def _greet(self, process: asyncio.subprocess.Process, answering: asyncio.Event) -> None:
-        if process.stdout is not None and await process.stdout.readline() == b"ready\n":
-            answering.set()
+    def _node_child(self, settings: Settings, join_token: Callable[[Settings], Awaitable[str]]) -> Child:
+        async def token() -> bytes:
+            return (await join_token(settings)).encode("ascii") + b"\n"
+
+        return Child(
+            name="node",
+            module="aims.node",
+            arguments=(
+                *("--state-dir", str(settings.state_dir / "node")),
+                *("--run-dir", str(settings.run_dir)),
+                *("--join-token", "-"),
+                *("--life", str(self._life_read)),
+            ),
+            order=token,
+            descriptors=(self._life_read,),
+            clock=self._clock,
+        )
 
     async def _keep_sealing(self) -> None:
         while True:
@@ -204,17 +211,3 @@ def _first(group: BaseExceptionGroup[AimsError]) -> AimsError:
     if not isinstance(error, AimsError):
         raise TypeError(type(error).__name__)
     return error
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """End a child in order, then by force; cancellation does not leave it behind."""
-    if process.returncode is not None:
-        return
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
-    try:
-        await asyncio.wait_for(process.wait(), STOP_SECONDS)
-    except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
