@@ -84,6 +84,7 @@ class LogUnderTest:
         self.private = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
         self.key = VerifierKey(ORIGIN, self.private.public_key().public_bytes_raw())
         self.written: dict[str, int] = {}
+        self.untouched: dict[str, bytes] = {}
 
     @property
     def vkey(self) -> str:

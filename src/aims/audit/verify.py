@@ -72,9 +72,7 @@ class FindingError(Exception):
         self.result = Result(code, message, check, seq, exact)
 
 
-class Signed(NamedTuple):
-    """A checkpoint whose signature was verified."""
-
+class Signed(NamedTuple):  # a checkpoint whose signature was verified
     origin: str
     size: int
     root: bytes
@@ -321,8 +319,7 @@ class Log:
     """One pass over the files against one checkpoint."""
 
     def __init__(self, folder: Path, signed: Signed, remembered: Signed | None) -> None:
-        self.signed = signed
-        self.remembered = remembered
+        self.folder, self.signed, self.remembered = folder, signed, remembered
         self.files = take_inventory(folder)
         self.checked = 0  # the root over so many entries is known to be right
         self.wider = False  # a file holds more than the checkpoint covers
@@ -390,7 +387,10 @@ class Log:
 
     def widths(self, level: int, index: int, width: int) -> list[tuple[int, Path]]:
         """The files of a tile: first the one of the width that is needed or the next wider one, then all others."""
-        there = self.files.get((level, index), {})
+        there = {wide: path for wide, path in self.files.get((level, index), {}).items() if path.exists()}
+        full = self.folder / tile_name(level, index, WIDE)
+        if full.exists():  # also when it has replaced its parts since the listing, because the log grew
+            there[WIDE] = full
         fitting = sorted(wide for wide in there if wide >= width)
         if not fitting:
             seq, message = (index * WIDE) << (8 * max(level, 0)), f"{tile_name(level, index, width)} is missing"
@@ -416,7 +416,7 @@ def verify(folder: Path, vkey: str, remembered: bytes | None = None, *, patience
     try:
         for _ in range(3):
             result, note = _verify_once(folder, vkey, remembered, patience)
-            if result.exit == GOOD or _note(folder) == note:
+            if result.exit == GOOD or (result.check != "file_vanished" and _note(folder) == note):
                 return result
     except FindingError as finding:
         return finding.result
@@ -452,7 +452,7 @@ def _verify_once(folder: Path, vkey: str, remembered: bytes | None, patience: fl
     except FindingError as finding:
         return Result(**{**asdict(finding.result), **about}), note
     except FileNotFoundError as error:
-        return Result(INCOMPLETE, f"{str(error.filename)!a} vanished", "file_missing", **about), note
+        return Result(INCOMPLETE, f"{str(error.filename)!a} vanished", "file_vanished", **about), note
     since = f" since the remembered {old.size} entries" if old else ""
     return Result(GOOD, f"consistent{since}, tail unwitnessed", **about), note
 
