@@ -194,7 +194,7 @@ class IssuanceService:
             type="credential.issue",
             outcome="success",
             time=self._clock.now(),
-            id=self._ids.new(),
+            id=request_id,  # one record for one request
             request_id=request_id,
             agent={"id": agent, "instance": application.instance, "key_thumbprint": key},
             node=application.node.id,

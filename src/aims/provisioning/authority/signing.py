@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from cryptography import x509
 
-from aims.credentials import jwt_svid, wit, x509_svid
+from aims.credentials import jwt_svid, wit
 from aims.credentials.model import Fence
 from aims.credentials.x509_svid import X509Svid
 from aims.identifiers import SpiffeId, TrustDomain
@@ -19,7 +19,8 @@ from aims.keys import Purpose, SigningKey
 from aims.provisioning.authority.model import AuthorityState
 from aims.provisioning.authority.service import AuthorityService
 from aims.provisioning.errors import ProvisioningError
-from aims.x509 import LeafIssuer, parse_certificate
+from aims.x509 import Epoch, LeafIssuer, parse_certificate
+from aims.x509.issue import BACKDATE
 from aims.x509.public_key import LeafKey
 
 _HEADERS: Final[Mapping[Purpose, Mapping[str, str]]] = {
@@ -31,13 +32,16 @@ _HEADERS: Final[Mapping[Purpose, Mapping[str, str]]] = {
 class Authority:
     """Signs for one trust domain with the keys that were current when it was opened."""
 
-    __slots__ = ("_issuer", "_tokens", "roots", "state", "tls_ca", "tls_key", "trust_domain")
+    __slots__ = ("_issuer", "_span", "_tokens", "roots", "state", "tls_ca", "tls_key", "trust_domain")
 
     def __init__(self, trust_domain: TrustDomain, state: AuthorityState, keys: Mapping[Purpose, SigningKey]) -> None:
         self.trust_domain = trust_domain
         self.state = state
         authority = parse_certificate(state.current(Purpose.X509_CA).certificate)
         self._issuer = LeafIssuer(authority, keys[Purpose.X509_CA])
+        self._span = tuple(
+            int(moment.timestamp()) for moment in (authority.not_valid_before_utc, authority.not_valid_after_utc)
+        )
         self._tokens = {purpose: keys[purpose] for purpose in _HEADERS}
         self.roots: tuple[x509.Certificate, ...] = tuple(
             parse_certificate(key.certificate) for key in state.published(Purpose.X509_CA)
@@ -65,15 +69,28 @@ class Authority:
     ) -> X509Svid:
         """Sign an X509-SVID: valid from ten seconds before ``now`` for ``lifetime`` seconds, and never beyond the CA.
 
-        Raises: X509Error ``authority`` when the CA has expired, ``lifetime`` and others; CredentialError.
+        What ``x509_svid.issue`` finds out of authority and leaf on each call is known here once, so it is not asked.
+
+        Raises: ProvisioningError ``name_reserved`` for an identifier of another trust domain or without a path;
+            X509Error ``authority`` when the CA has expired, ``lifetime`` and others.
         """
-        return x509_svid.issue(
-            self._issuer,
-            spiffe_id,
+        if spiffe_id.trust_domain != self.trust_domain or not spiffe_id.path:
+            raise ProvisioningError("name_reserved", str(spiffe_id))
+        leaf = self._issuer.issue(
             public_key=public_key,
+            uri=str(spiffe_id),
             serial=serial,
             now=now,
             lifetime=lifetime,
+            epoch=Epoch(fence.epoch, fence.instance),
+        )
+        start, end = self._span
+        return X509Svid(
+            spiffe_id=spiffe_id,
+            chain=(leaf,),
+            not_before=max(now - BACKDATE, start),
+            not_after=min(now + lifetime, end),
+            serial=serial,
             fence=fence,
         )
 
