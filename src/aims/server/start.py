@@ -11,11 +11,10 @@ import getpass
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, suppress
-from functools import partial
 
 from aims.audit.checkpoint import VerifierKey
 from aims.audit.sequencer import Sequencer
-from aims.audit.store import sequencing_engine
+from aims.audit.store import sequencing_engine, turn
 from aims.clock import Clock, IdSource
 from aims.keys.purpose import Purpose
 from aims.keys.ring import KeyRing
@@ -28,7 +27,6 @@ from aims.server.database import prepare as prepare_database
 from aims.server.policy_activation import activate
 from aims.server.settings import LOCAL_NODE, VKEY_FILE, Settings, make_private, prepare
 from aims.server.supervisor import Running, Supervisor
-from aims.storage.baton import baton
 from aims.storage.database import Database
 from aims.storage.engine import Location
 from aims.storage.lock import SupervisorLock
@@ -93,7 +91,7 @@ def sequencer_of(settings: Settings, location: Location, key: SigningKey, *, clo
         sign=immediate(key).sign_now,
         clock=clock,
         ids=ids,
-        baton=partial(baton, location),
+        baton=turn(location),
     )
 
 
