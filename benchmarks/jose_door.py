@@ -71,11 +71,11 @@ def measure(rounds: int = 7, number: int = 2000) -> Mapping[str, float]:
     return best
 
 
-def run() -> None:
+def main() -> None:
     """Print the table."""
     for name, microseconds in measure().items():
         print(f"{name:24} {microseconds:8.1f} us")
 
 
 if __name__ == "__main__":
-    run()
+    main()

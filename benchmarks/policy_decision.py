@@ -29,7 +29,7 @@ def best(call: Callable[[], Any]) -> float:
     return min(rounds)
 
 
-def run() -> None:
+def main() -> None:
     """Print microseconds per decision, and as a multiple of the bare call."""
     bundle = Bundle.shipped()
     engine = Engine(bundle)
@@ -77,4 +77,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    run()
+    main()

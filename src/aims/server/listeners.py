@@ -21,6 +21,7 @@ from aims.provisioning.issuance import IssuanceService
 from aims.provisioning.join import JoinService
 from aims.provisioning.routes import MAX_BODY, NodeRoutes, Route, version_refusal
 from aims.server.core import Core, News
+from aims.server.documents import document_routes
 from aims.server.http import Answer, App, Listener, Scope, answering, header
 from aims.server.node_stream import VERSION_HEADER, NodeStreams, peer_svid
 from aims.tls import RotatingContext, public_server_context
@@ -69,7 +70,8 @@ class Listeners:
             clock=core.clock,
             ids=core.ids,
         )
-        self.public = Listener(_hosts(core.settings.public_port), self._routes(nodes, "public"))
+        public = {**self._routes(nodes, "public"), **document_routes(core)}
+        self.public = Listener(_hosts(core.settings.public_port), public)
         mtls = self._routes(nodes, "mtls")
         mtls["GET", "/node/v1/watch"] = NodeStreams(core)
         self.mtls = Listener(_hosts(core.settings.mtls_port), mtls)
