@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from aims.attestation import Selector
+from aims.attestation import LaunchProfile, Selector
 from aims.clock import IdSource, SystemClock
 from aims.identifiers import TrustDomain
 from aims.jose.jwk import public_jwk
@@ -46,6 +46,7 @@ T = TypeVar("T")
 DOMAIN = TrustDomain("local.test")
 URL = "https://localhost:8440"
 ISSUER = f"{URL}/spiffe"
+PROFILE = LaunchProfile(executable="a" * 64, head=("/usr/bin/python3", "/opt/agent.py"))
 CA = hashlib.sha256(b"a CA certificate").digest()
 
 
@@ -143,7 +144,7 @@ class World:
         fields: dict[str, Any] = {
             "kind": "launch",
             "collected_at": int(self.clock.now()),
-            "selectors": selectors or ("launch:unmeasured", "unix:uid:1000"),
+            "selectors": selectors or (str(PROFILE.selector()), "unix:uid:1000"),
             "posture": "node-uid",
             "measurement": {"executable": "a" * 64},
         }
@@ -210,6 +211,7 @@ class World:
             "kind": Kind.AGENT,
             "name": name,
             "owner": owner,
+            "profile": PROFILE,
             "launch_uids": (1000,),
             "nodes": frozenset({"laptop"}),
         }

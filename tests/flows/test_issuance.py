@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from tests.flows.provisioning_world import DOMAIN, ISSUER, World, cause, open_world, policy, proof_jwk, request
+from tests.flows.provisioning_world import DOMAIN, ISSUER, PROFILE, World, cause, open_world, policy, proof_jwk, request
 
-from aims.attestation import LaunchProfile, Selector
+from aims.attestation import Selector
 from aims.clock import IdSource, SystemClock
 from aims.credentials import jwt_svid, wit, x509_svid
 from aims.credentials.bundle import BundleSet
@@ -126,9 +126,8 @@ async def test_a_malformed_thumbprint_binds_nothing(world: World) -> None:
 
 
 async def test_a_node_gets_nothing_of_another_node_whatever_it_reports(world: World) -> None:
-    profile = LaunchProfile(executable="a" * 64, head=("/usr/bin/python3",))
-    agent = await world.agent(profile=profile, nodes=frozenset({"desk"}))
-    shown = (str(profile.selector()), "unix:uid:1000", "unix:gid:1000")
+    agent = await world.agent(nodes=frozenset({"desk"}))
+    shown = (str(PROFILE.selector()), "unix:uid:1000", "unix:gid:1000")
     for instance in (world.instance("laptop"), world.instance("desk")):
         for credentials in (("x509-svid", "wit"), ("jwt-svid",)):
             application = world.application(
@@ -153,7 +152,7 @@ async def test_node_selectors_bind_an_entry_and_all_of_them_count(world: World) 
     agent = await world.agent(nodes=frozenset())
     await world.node("desk", frozenset({Selector.parse("node:room:5")}))
     demand = Demand(
-        selectors=frozenset({Selector.parse("launch:unmeasured")}),
+        selectors=frozenset({PROFILE.selector()}),
         node_selectors=frozenset({Selector.parse("node:room:5"), Selector.parse("node:os:linux")}),
     )
     entry = await world.commit(world.admin.create_entry(name="researcher", demand=demand, cause=cause()))
@@ -258,7 +257,9 @@ async def test_an_instance_that_is_not_of_the_node_is_refused(world: World, inst
         ({"kind": "unix"}, "provisioning.evidence_mismatch"),
         ({"selectors": ("unix:uid:1000",)}, "provisioning.evidence_mismatch"),
         ({"selectors": ("launch:profile:" + "a" * 64,)}, "provisioning.evidence_mismatch"),
-        ({"selectors": ("launch:unmeasured ",)}, "provisioning.evidence_mismatch"),
+        ({"selectors": ("launch:unmeasured",)}, "provisioning.evidence_mismatch"),
+        ({"selectors": (f"{PROFILE.selector()} ",)}, "provisioning.evidence_mismatch"),
+        ({"posture": "unmeasured"}, "provisioning.posture_unknown"),
         ({"posture": "unknown"}, "provisioning.posture_unknown"),
         ({"posture": ""}, "provisioning.posture_unknown"),
         ({"posture": "Node-uid"}, "provisioning.posture_unknown"),
@@ -266,7 +267,7 @@ async def test_an_instance_that_is_not_of_the_node_is_refused(world: World, inst
 )
 async def test_evidence_that_does_not_show_enough_is_refused(world: World, change: dict[str, Any], code: str) -> None:
     agent = await world.agent()
-    fields: dict[str, Any] = {"selectors": ("launch:unmeasured", "unix:uid:1000")} | change
+    fields: dict[str, Any] = {"selectors": (str(PROFILE.selector()), "unix:uid:1000")} | change
     fields["collected_at"] = int(world.clock.now()) - fields.pop("age", 0)
     evidence = world.evidence(**fields)
     got, record = await _refused(world, world.issue(world.application(agent, evidence=evidence)))
@@ -355,6 +356,14 @@ async def test_a_life_is_the_lowest_of_entry_policy_posture_and_authority(world:
     ):
         code, _ = await _refused(world, wanted)
         assert code == "provisioning.lifetime"
+
+
+async def test_a_program_that_nobody_measured_gets_a_quarter_of_an_hour(world: World) -> None:
+    agent = await world.agent(profile=None)
+    for posture in ("shared-uid", "agent-uid"):
+        evidence = world.evidence("launch:unmeasured", posture=posture)
+        issued = await world.issue(world.application(agent, evidence=evidence))
+        assert 890 < issued.expires_at - world.clock.now() <= 900
 
 
 @pytest.mark.parametrize(("x509_ttl", "jwt_ttl"), [(86_401, 0), (0, 601), (9, 0), (0, 9), (-1, 0)])

@@ -211,6 +211,12 @@ async def test_a_node_renews_under_a_new_key(world: World) -> None:
     assert record["agent"]["id"] == "spiffe://local.test/nodes/laptop"
 
 
+async def test_no_node_takes_the_servers_own_name(world: World) -> None:
+    with pytest.raises(ProvisioningError) as refused:
+        await world.token("aims")
+    assert refused.value.reason == "name_reserved"
+
+
 async def test_the_store_holds_no_secret(world: World) -> None:
     token = await world.token()
     with world.database.reading() as connection:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.flows.provisioning_world import DOMAIN, World, open_world, proof_jwk, request
+from tests.flows.provisioning_world import DOMAIN, PROFILE, World, open_world, proof_jwk, request
 
 from aims.clock import IdSource, SystemClock
 from aims.credentials import x509_svid
@@ -67,7 +67,7 @@ async def _issue_body(world: World, **more: Any) -> dict[str, Any]:
         "evidence": {
             "kind": "launch",
             "collected_at": int(world.clock.now()),
-            "selectors": ["launch:unmeasured"],
+            "selectors": [str(PROFILE.selector())],
             "posture": "shared-uid",
             "measurement": {"argv": ["/usr/bin/python3"]},
         },
@@ -178,7 +178,7 @@ async def test_a_refusal_shows_code_and_hint_and_never_the_detail(world: World) 
     evidence = wanted["evidence"] | {"selectors": ["unix:uid:1"]}
     status, answer = await _call(world, "issue", wanted | {"evidence": evidence}, _node(world))
     assert (status, answer["error"]) == (403, "provisioning.evidence_mismatch")
-    assert "launch:unmeasured" not in str(answer)
+    assert str(PROFILE.selector()) not in str(answer)
     for change, status in (
         ({"csr": "AAAA"}, 400),
         ({"evidence": wanted["evidence"] | {"kind": "tpm"}}, 400),

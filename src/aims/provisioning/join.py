@@ -28,7 +28,7 @@ from aims.provisioning.errors import ProvisioningError
 from aims.provisioning.join_token import SECRET_OCTETS, JoinToken, secret_hash
 from aims.provisioning.registry import store
 from aims.provisioning.registry.memory import Registry
-from aims.provisioning.registry.model import Node, NodeState, parse_name
+from aims.provisioning.registry.model import SERVER, Node, NodeState, parse_name
 from aims.provisioning.registry.service import Cause, settled
 from aims.storage.intent import Plan
 from aims.storage.schema import once
@@ -82,11 +82,13 @@ class JoinService:
         ``ca`` is the SHA-256 of the CA certificate that the node is to believe at ``url``. ``selectors`` are facts
         about the node that entries may demand; they are bound to it now.
 
-        Raises: ProvisioningError ``name_malformed``, ``node_banned``, ``join_token_lifetime``,
+        Raises: ProvisioningError ``name_malformed``, ``name_reserved``, ``node_banned``, ``join_token_lifetime``,
             ``join_token_malformed``; PolicyError ``identifier``, ``lifetime``.
         """
         registry = self._registry
         spiffe_id = SpiffeId.node(registry.trust_domain, parse_name(node_id))
+        if node_id == SERVER:  # instances of the server itself begin with this name
+            raise ProvisioningError("name_reserved", node_id)
         self._tables().identifier("node", spiffe_id)
         longest = self._tables().lifetime("join-token").seconds
         if not 0 <= lifetime <= MAX_TOKEN_LIFE:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from aims.attestation import UNMEASURED, Separation
 from aims.credentials.model import Fence
 from aims.errors import AimsError
 from aims.keys import Purpose
@@ -35,6 +36,8 @@ _KEYS: Final[Mapping[Credential, Purpose]] = {
     "wit": Purpose.WIT_SVID,
     "jwt-svid": Purpose.JWT_SVID,
 }
+SEPARATIONS: Final = frozenset(each.value for each in Separation)
+"""The postures that a node may report; the policy must know them too."""
 _RESOURCES: Final = {name: Entity("Resource", name, {"kind": "credential"}) for name in _KEYS}
 
 
@@ -112,7 +115,7 @@ def appraise(application: Application, grounds: Grounds) -> None:
     missing = entry.selectors - evidence.selectors
     if missing:
         raise ProvisioningError("evidence_mismatch", "not shown: " + ", ".join(sorted(map(str, missing))[:4]))
-    if evidence.posture not in grounds.policy.tables.postures:
+    if evidence.posture not in SEPARATIONS or evidence.posture not in grounds.policy.tables.postures:
         raise ProvisioningError("posture_unknown", repr(evidence.posture[:100]))
 
 
@@ -129,15 +132,19 @@ def decide(application: Application, grounds: Grounds) -> None:
 
 
 def limit(application: Application, grounds: Grounds) -> None:
-    """Cut the life to the lowest of all limits; each kind of credential must leave at least a second."""
-    entry, posture = application.entry, application.evidence.posture
+    """Cut the life to the lowest of all limits; each kind of credential must leave at least a second.
+
+    A program that nobody measured also has the limits of the posture ``unmeasured``, whatever else keeps it apart.
+    """
+    entry, tables = application.entry, grounds.policy.tables
+    postures = {application.evidence.posture} | ({UNMEASURED.value} if entry.launch == UNMEASURED else set())
     limits = []
     for name in application.credentials:
         own = entry.jwt_ttl if name == "jwt-svid" else entry.x509_ttl
         limits += [
             own or CREDENTIAL_LIMITS[name],
             CREDENTIAL_LIMITS[name],
-            grounds.policy.tables.lifetime(name, posture).seconds,
+            *(tables.lifetime(name, posture).seconds for posture in postures),
             grounds.authority.ends(_KEYS[name]) - grounds.now,
         ]
     application.lifetime = min(limits)

@@ -5,8 +5,14 @@ Any number of processes may run it: the bundle's number lets one win each step, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import NoReturn
 
+from aims.clock import Clock
+from aims.errors import AimsError
 from aims.identifiers import TrustDomain
 from aims.keys import Purpose
 from aims.provisioning.authority import store
@@ -14,6 +20,9 @@ from aims.provisioning.authority.model import AuthorityKey, Step
 from aims.provisioning.authority.service import PURPOSES, SCHEDULE, AuthorityService
 from aims.provisioning.authority.signing import Authority
 from aims.storage.database import Database
+from aims.storage.feed import Event
+
+_log = logging.getLogger(__name__)
 
 
 class Keeper:
@@ -23,6 +32,8 @@ class Keeper:
         self._database = database
         self._service = service
         self._trust_domain = trust_domain
+        self._changed = asyncio.Event()
+        self._watchers: list[Callable[[Authority], None]] = []
         self.authority: Authority
         """The keys of this process; replaced as a whole by ``refresh``."""
 
@@ -44,8 +55,40 @@ class Keeper:
         Raises: ProvisioningError ``authority_empty``; KeyStoreError, StorageError. The old one stays in place then.
         """
         state = await self._database.read(store.read)
-        self.authority = await Authority.open(self._service, self._trust_domain, state)
-        return self.authority
+        authority = await Authority.open(self._service, self._trust_domain, state)
+        self.authority = authority
+        for watcher in tuple(self._watchers):
+            watcher(authority)
+        return authority
+
+    def watch(self, watcher: Callable[[Authority], None]) -> Callable[[], None]:
+        """Call ``watcher`` with every new state (bundles, listeners follow it); returns what ends it."""
+        self._watchers.append(watcher)
+        return lambda: self._watchers.remove(watcher) if watcher in self._watchers else None
+
+    async def run(self, clock: Clock, *, every: float = 60.0) -> NoReturn:
+        """Follow the feed and take the steps that are due, until cancelled. ``open`` comes first.
+
+        What fails is logged and tried again at the next round; the keys at hand go on signing until they end.
+        """
+        end = self._database.feed.subscribe(self._learn, self._changed.set)
+        try:
+            while True:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), every)
+                try:
+                    if self._changed.is_set():
+                        self._changed.clear()
+                        await self.refresh()
+                    await self.turn(clock.now())
+                except AimsError as error:
+                    _log.error("the authority could not be kept: %s", error)
+        finally:
+            end()
+
+    def _learn(self, event: Event) -> None:
+        if event.kind == store.CHANGED:
+            self._changed.set()
 
     async def turn(self, now: float) -> tuple[tuple[Purpose, Step], ...]:
         """Take every step that is due, and return those that this process won. Call it once a minute or so.

@@ -18,6 +18,7 @@ from aims.identifiers import SpiffeId, TrustDomain
 from aims.provisioning.errors import ProvisioningError
 from aims.provisioning.registry import store
 from aims.provisioning.registry.model import Entry, Node, NodeState, Owner, State, Workload
+from aims.storage.database import Database
 from aims.storage.feed import Event
 from aims.storage.schema import feed_head
 
@@ -29,7 +30,10 @@ _TYPES: Final[dict[str, type[Value]]] = {"owner": Owner, "workload": Workload, "
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """A line of the feed as the registry understood it; None stands for what was not there, or is no more."""
+    """A line of the feed as the registry understood it; None stands for what was not there, or is no more.
+
+    ``kind`` is ``owner``, ``workload``, ``node``, ``entry``, or ``reload``: everything may have changed.
+    """
 
     seq: int
     kind: str
@@ -51,9 +55,22 @@ class Registry:
         """Read rows and the feed's number from one snapshot: the caller's transaction."""
         return cls(trust_domain, store.read(connection), _head(connection))
 
+    @classmethod
+    def follow(cls, database: Database, trust_domain: TrustDomain) -> Registry:
+        """Make a registry that the feed of ``database`` fills and keeps fresh; empty before the feed has begun."""
+        registry = cls(trust_domain, store.Rows((), (), (), ()), -1)
+
+        def reload() -> None:
+            with database.reading() as connection:
+                registry.reload(connection)
+
+        database.feed.subscribe(registry.apply, reload)
+        return registry
+
     def reload(self, connection: sa.Connection) -> None:
-        """Begin again from a snapshot after a gap in the feed; watchers stay and must ask for everything again."""
+        """Begin again from a snapshot, at the start and after a gap in the feed; watchers hear ``reload``."""
         self._begin(store.read(connection), _head(connection))
+        self._tell(Applied(self.seq, "reload", "", None, None))
 
     def _begin(self, rows: store.Rows, seq: int) -> None:
         self.seq = seq
@@ -75,14 +92,16 @@ class Registry:
             return
         after = None if event.body == b"null" else msgspec.json.decode(event.body, type=kind)
         before = self._put(event.kind, event.id, after)
-        applied = Applied(event.seq, event.kind, event.id, before, after)
-        for watcher in tuple(self._watchers):
-            watcher(applied)
+        self._tell(Applied(event.seq, event.kind, event.id, before, after))
 
     def watch(self, watcher: Callable[[Applied], None]) -> Callable[[], None]:
         """Call ``watcher`` after each line that changed the registry; returns what ends it."""
         self._watchers.append(watcher)
         return lambda: self._watchers.remove(watcher) if watcher in self._watchers else None
+
+    def _tell(self, applied: Applied) -> None:
+        for watcher in tuple(self._watchers):
+            watcher(applied)
 
     def _put(self, kind: str, key: str, after: Any) -> Value | None:
         if kind == "workload":
@@ -182,8 +201,11 @@ class Registry:
     def difference(self, applied: Applied, node_id: str) -> tuple[tuple[Entry, ...], tuple[str, ...]] | None:
         """Return the entries to set and the ids to remove on a node after a line of the feed.
 
-        Two empty tuples mean that the line does not concern it, None that the node itself changed: send everything.
+        Two empty tuples mean that the line does not concern it, None that everything has to be sent: the node itself
+        changed, or the registry was loaded anew.
         """
+        if applied.kind == "reload":
+            return None
         if applied.kind == "node":
             return None if applied.id == node_id else ((), ())
         mine = {entry.id: entry for entry in self.entries_for(node_id)}
