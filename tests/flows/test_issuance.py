@@ -360,7 +360,7 @@ async def test_a_life_is_the_lowest_of_entry_policy_posture_and_authority(world:
 
 async def test_a_program_that_nobody_measured_gets_a_quarter_of_an_hour(world: World) -> None:
     agent = await world.agent(profile=None)
-    for posture in ("shared-uid", "agent-uid"):
+    for posture in ("shared-uid", "node-uid"):
         evidence = world.evidence("launch:unmeasured", posture=posture)
         issued = await world.issue(world.application(agent, evidence=evidence))
         assert 890 < issued.expires_at - world.clock.now() <= 900
