@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from aims.provisioning.errors import ProvisioningError
 from aims.provisioning.registry import store
 from aims.provisioning.registry.memory import Applied, Registry
 from aims.provisioning.registry.model import Kind, State
-from aims.provisioning.registry.service import Demand, Registration, state_change
+from aims.provisioning.registry.service import Demand, Registration, digest, state_change
 from aims.storage.database import Database
 from aims.storage.intent import Plan
 from aims.storage.write import Outcome, Write
@@ -34,7 +36,23 @@ def _answer(plan: Plan[Any], outcome: Outcome) -> str:
     return "registered"
 
 
-async def test_of_sixteen_registrations_of_one_name_one_succeeds(world: World) -> None:
+async def test_of_sixteen_registrations_of_one_name_one_succeeds(
+    world: World, database_url: str, clock: SystemClock, ids: IdSource, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    other = Database.open(database_url, clock=clock, ids=ids, folder=tmp_path / "other")
+    try:
+        await _race(world, other)
+    finally:
+        other.close()
+    world.follow()
+    assert len(world.registry.workloads) == len(world.registry.entries) == 5
+    refused = [record for record in world.records() if record["type"] == "admin.refuse"]
+    assert len(refused) == 75
+    assert all(record["outcome"] == "refused" for record in refused)
+
+
+async def _race(world: World, other: Database) -> None:
     await world.owner()
     await world.owner("team-b")
     for round_ in range(5):
@@ -49,14 +67,10 @@ async def test_of_sixteen_registrations_of_one_name_one_succeeds(world: World) -
             for turn in range(16)
         ]
         plans = [world.admin.register(each, cause()) for each in wanted]
-        outcomes = await asyncio.gather(*(world.database.commit(plan.write) for plan in plans))
+        databases = (world.database, other)
+        outcomes = await asyncio.gather(*(databases[turn % 2].commit(plan.write) for turn, plan in enumerate(plans)))
         answers = [_answer(plan, outcome) for plan, outcome in zip(plans, outcomes, strict=True)]
         assert sorted(answers) == ["name_taken"] * 15 + ["registered"]
-    world.follow()
-    assert len(world.registry.workloads) == len(world.registry.entries) == 5
-    refused = [record for record in world.records() if record["type"] == "admin.refuse"]
-    assert len(refused) == 75
-    assert all(record["outcome"] == "refused" for record in refused)
 
 
 async def test_a_retired_name_is_never_given_again(world: World) -> None:
@@ -187,6 +201,19 @@ async def test_entries_follow_an_approval_and_concurrent_ones_do_not_overwrite(w
     assert [record["cause"]["reason"] for record in approved] == ["new version"]
     assert approved[0]["operator"]["user"] == "alice"
     assert approved[0]["prev_state_digest"] != approved[0]["new_state_digest"]
+
+
+async def test_no_record_holds_an_owners_contact_or_its_digest(world: World) -> None:
+    one = world.admin.register_owner(name="team-b", kind="team", contact="b@example.org", cause=cause())
+    other = world.admin.register_owner(name="team-b", kind="team", contact="c@example.org", cause=cause())
+    await world.commit(one)
+    with pytest.raises(ProvisioningError) as taken:
+        await world.commit(other)
+    assert taken.value.reason == "name_taken"
+    assert world.registry.owner("team-b").contact == "b@example.org"
+    record = next(record for record in world.records() if record["resource"] == "owner:team-b")
+    assert "example.org" not in repr(record)
+    assert record["new_state_digest"] == digest(replace(world.registry.owner("team-b"), contact="guess"))
 
 
 async def test_memory_that_follows_the_feed_equals_memory_that_was_loaded(world: World) -> None:

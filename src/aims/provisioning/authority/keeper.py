@@ -72,14 +72,17 @@ class Keeper:
         What fails is logged and tried again at the next round; the keys at hand go on signing until they end.
         """
         end = self._database.feed.subscribe(self._learn, self._changed.set)
+        stale = False
         try:
             while True:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), every)
+                stale = stale or self._changed.is_set()
+                self._changed.clear()
                 try:
-                    if self._changed.is_set():
-                        self._changed.clear()
+                    if stale:
                         await self.refresh()
+                        stale = False
                     await self.turn(clock.now())
                 except AimsError as error:
                     _log.error("the authority could not be kept: %s", error)

@@ -143,9 +143,9 @@ class Registry:
         """Return an agent or service by its whole SPIFFE ID. Raises: ProvisioningError ``identity_unknown``."""
         return _found(self._by_id.get(str(spiffe_id)), "identity_unknown", str(spiffe_id))
 
-    def has_identifier(self, spiffe_id: SpiffeId) -> bool:
-        """Tell whether the identifier was ever given to an agent or service."""
-        return str(spiffe_id) in self._by_id
+    def is_taken(self, name: str, spiffe_id: SpiffeId) -> bool:
+        """Tell whether the name or the identifier was ever given to an agent or service."""
+        return name in self._workloads or str(spiffe_id) in self._by_id
 
     def node(self, node_id: str) -> Node:
         """Raises: ProvisioningError ``node_unknown``."""
