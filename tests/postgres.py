@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -98,13 +99,18 @@ class Cluster:
     def kill(self) -> None:
         """End every process of the server at once, as a power cut would."""
         assert self._server is not None
-        os.killpg(self._server.pid, signal.SIGKILL)
+        # Each backend leads a session of its own. The parent is stopped first, so that none is born meanwhile.
+        self._server.send_signal(signal.SIGSTOP)
+        children = _children(self._server.pid)
+        for pid in (self._server.pid, *children):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._server.wait(_SECONDS)
         self._server = None
+        until(lambda: not any(_runs(pid) for pid in children), _SECONDS)
 
     def restart(self) -> None:
-        """Start again after ``kill``; the old lock file names a dead process."""
-        (self._folder / "data" / "postmaster.pid").unlink(missing_ok=True)
+        """Start again after ``kill``."""
         self.start()
 
     def fresh(self, template: str = "template0") -> str:
@@ -162,6 +168,23 @@ def _quick_folder() -> Path:
     if os.access(memory, os.W_OK | os.X_OK) and shutil.disk_usage(memory).free > 1 << 30:
         return memory
     return Path("/tmp")
+
+
+def _children(parent: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            # After the name, which stands in brackets: state, parent.
+            if int(path.read_text("utf-8", "replace").rpartition(")")[2].split()[1]) == parent:
+                found.append(int(path.parent.name))
+    return found
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _unprivileged() -> pwd.struct_passwd:

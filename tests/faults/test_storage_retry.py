@@ -131,6 +131,7 @@ async def test_a_deadlock_with_somebody_else_is_tried_again(
         task = asyncio.ensure_future(database.commit(Write(record=say, effects=both)))
         # The writer holds b and waits for a before the stranger asks for b.
         await asyncio.to_thread(_until_waiting, postgresql_url)
+        stranger.execute("SET LOCAL deadlock_timeout = '60s'")  # so that it is not the one who gives way
         await asyncio.to_thread(stranger.execute, "UPDATE once SET used_by = 'stranger' WHERE kind = 'b'")
         stranger.commit()
     assert await task == Outcome(Verdict.COMMITTED)

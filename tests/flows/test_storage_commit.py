@@ -329,6 +329,20 @@ async def test_a_caller_that_goes_away_does_not_withdraw_its_write(database: Dat
     assert kinds(database) == {"x"}
 
 
+async def test_a_caller_that_goes_away_does_not_hurt_the_writer(database: Database) -> None:
+    plug = Plug(database)
+    await plug.hold()
+    tasks = [asyncio.ensure_future(database.prune()), asyncio.ensure_future(database.commit(Write(record=say)))]
+    await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    plug.let_go()
+    await plug.task
+    assert await database.prune() == 0
+    assert (await database.commit(Write(record=say))).verdict is Verdict.COMMITTED
+    assert [n for n, _ in records(database)] == [1, 2, 3]
+
+
 async def test_a_full_queue_refuses_at_once(database: Database) -> None:
     plug = Plug(database)
     await plug.hold()

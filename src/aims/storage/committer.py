@@ -162,7 +162,20 @@ class Committer:
                     chores = [self._chores.popleft() for _ in range(len(self._chores))]
                 self._turn(jobs, chores)
         finally:
-            self._session.close()
+            self._leave()
+
+    def _leave(self) -> None:
+        with self._bell:
+            self._closing = True
+            jobs, chores = list(self._waiting), list(self._chores)
+            self._waiting.clear()
+            self._chores.clear()
+        for job in jobs:
+            job.result = "closed"
+        _deliver(jobs)
+        for chore in chores:
+            chore.cancel()
+        self._session.close()
 
     def _turn(self, jobs: list[_Job], chores: list[Future[int]]) -> None:
         self._since = self._clock.monotonic()
@@ -301,6 +314,8 @@ class Committer:
             self._down = ""
 
     def _prune(self, chore: Future[int]) -> None:
+        if not chore.set_running_or_notify_cancel():
+            return
         try:
             gone = self._session.prune(int(self._clock.now()), _PRUNE_LIMIT)
         except Exception as error:  # noqa: BLE001 - the same

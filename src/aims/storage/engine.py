@@ -116,13 +116,21 @@ def connect_postgresql(location: Location, *, name: str = "aims") -> psycopg.Con
     text = location.url.render_as_string(hide_password=False)
     try:
         connection = psycopg.connect(
-            text, autocommit=True, application_name=name, connect_timeout=5, tcp_user_timeout=10_000
+            text,
+            autocommit=True,
+            application_name=name,
+            connect_timeout=5,
+            tcp_user_timeout=10_000,
+            keepalives_idle=5,
+            keepalives_interval=2,
+            keepalives_count=3,
         )
     except psycopg.Error as error:
         raise StorageError("unreachable", str(error).strip().replace("\n", " ")) from error
     try:
         connection.execute("SET synchronous_commit = on")
         connection.execute("SET lock_timeout = '5s'")
+        connection.execute("SET statement_timeout = '30s'")
         # A process that hangs inside a transaction would keep every other server waiting for its locks.
         connection.execute("SET idle_in_transaction_session_timeout = '10s'")
         _check_durability(connection)

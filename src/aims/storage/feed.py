@@ -195,9 +195,11 @@ class Feed:
 
     def _wait(self, bell: socket.socket, source: _Source | None) -> None:
         number = None if source is None else source.fileno()
-        waiting: list[socket.socket | int] = [bell] if number is None else [bell, number]
-        ready, _, _ = select.select(waiting, [], [], READ_SECONDS)
-        if bell in ready:
+        poll = select.poll()
+        poll.register(bell, select.POLLIN)
+        if number is not None:
+            poll.register(number, select.POLLIN)
+        if bell.fileno() in dict(poll.poll(int(READ_SECONDS * 1_000))):
             with suppress(BlockingIOError):
                 while bell.recv(16):
                     continue
@@ -237,7 +239,11 @@ class _PostgresqlSource:
         self._connection = connect_postgresql(location, name="aims-feed")
         # The text of a notification is not needed: the read that follows has everything.
         self._connection.add_notify_handler(lambda _: None)
-        self._connection.execute(f"LISTEN {CHANNEL}")
+        try:
+            self._connection.execute(f"LISTEN {CHANNEL}")
+        except BaseException:
+            self._connection.close()
+            raise
 
     def read(self, last: int) -> tuple[int, list[Event]]:
         return _events(self._connection.execute(_SQL.format("%s", "%s"), (last, READ_LIMIT)).fetchall())

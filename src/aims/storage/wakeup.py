@@ -36,7 +36,11 @@ class Wakeup:
 
     def ring(self) -> None:
         """Wake every reader of this host, this process included; forget those that are gone."""
-        for name in os.listdir(self._folder):  # noqa: PTH208 - a descriptor, no path
+        try:
+            names = os.listdir(self._folder)  # noqa: PTH208 - a descriptor, no path
+        except OSError:
+            return  # out of memory or descriptors: the read of each second comes anyway
+        for name in names:
             try:
                 self._out.sendto(b"!", self._address(name))
             except ConnectionRefusedError:
@@ -58,5 +62,5 @@ class Wakeup:
     def _forget(self, name: str) -> None:
         try:
             os.unlink(name, dir_fd=self._folder)
-        except FileNotFoundError:
-            return
+        except OSError:
+            return  # gone already, or not ours to remove
