@@ -25,6 +25,7 @@ app.command("aims.cli.registry:owner", name="owner", help="The people and teams 
 app.command("aims.cli.registry:entry", name="entry", help="What an agent must show, and where, for its identity.")
 app.command("aims.cli.registry:node", name="node", help="The hosts on which agents run.")
 app.command("aims.cli.svid:app", name="svid", help="What the Workload API gives to this process.")
+app.command("aims.cli.explain:explain", name="explain", help="Explain a refusal, a token or a SPIFFE ID.")
 app.command("aims.cli.doctor:doctor", name="doctor", help="Check the set-up and print the fix for each finding.")
 app.command("aims.cli.policy:app", name="policy", help="Ask the policy what it decides, and why.")
 app.command("aims.cli.server:app", name="server", help="Prepare the database of a server.")
