@@ -1,0 +1,59 @@
+"""Whether a remedy still has to be done: order of events, and in whose name a stop stands. Pure.
+
+Events arrive in any order, and an old one may be replayed. An older event never undoes a newer one: a stop that is
+older than the last resumption is stale, and so is a resumption that is not newer than the last stop. Stops add up. What
+a transmitter stopped only that transmitter or an administrator lifts; what two stopped, an administrator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from aims.monitoring.model import ADMIN, SEVERAL, Applied, Cause, Remedy, Standing
+
+
+def judge(standing: Standing, remedy: Remedy, cause: Cause, *, retired: bool = False) -> tuple[Applied, Standing]:
+    """Return what a remedy comes to and how the subject stands afterwards (unchanged: nothing has to be written).
+
+    ``retired``: the subject has ended for good, so there is nothing left to stop or to lift.
+    """
+    if retired:
+        return (Applied.HELD if remedy.lifts else Applied.ALREADY), standing
+    if remedy.lifts:
+        return _lift(standing, cause)
+    if remedy is Remedy.REVOKE:
+        return _revoke(standing, cause)
+    applied, after = _stop(standing, cause)
+    if remedy is Remedy.RETIRE and applied is Applied.ALREADY:  # stopped, but not for good
+        return Applied.DONE, after
+    return applied, after
+
+
+def _stop(standing: Standing, cause: Cause) -> tuple[Applied, Standing]:
+    if cause.issuer and cause.at < standing.resumed_at:
+        return Applied.STALE, standing
+    after = replace(standing, stopped_at=max(standing.stopped_at, cause.at))
+    if not standing.blocked:
+        return Applied.DONE, replace(after, blocked=True, held_by=cause.holder)
+    if ADMIN in {cause.holder, standing.held_by}:
+        return Applied.ALREADY, replace(after, held_by=ADMIN)
+    return Applied.ALREADY, replace(after, held_by=standing.held_by if standing.held_by == cause.holder else SEVERAL)
+
+
+def _revoke(standing: Standing, cause: Cause) -> tuple[Applied, Standing]:
+    if cause.issuer and cause.at < max(standing.resumed_at, standing.revoked_at):
+        return Applied.STALE, standing
+    after = replace(standing, revoked_at=max(standing.revoked_at, cause.at))
+    # Of a blocked subject everything is dead already, and lowering the block would be the opposite of what was asked.
+    return (Applied.ALREADY if standing.blocked else Applied.DONE), after
+
+
+def _lift(standing: Standing, cause: Cause) -> tuple[Applied, Standing]:
+    if cause.issuer and cause.at <= standing.stopped_at:
+        return Applied.STALE, standing
+    after = replace(standing, resumed_at=max(standing.resumed_at, cause.at))
+    if not standing.blocked:
+        return Applied.ALREADY, after
+    if cause.issuer and standing.held_by != cause.issuer:
+        return Applied.HELD, standing
+    return Applied.DONE, replace(after, blocked=False, held_by="")
