@@ -89,4 +89,54 @@ class NodeError(AimsError):
             "The executable of the launched process cannot be looked at.",
             "A process that makes itself undumpable cannot be vouched for by a node without privileges.",
         ),
+        # the server
+        server_unreachable=(
+            "The server cannot be reached, or does not answer in time.",
+            "Start it: aims up; the node goes on by itself once it answers.",
+            "UNAVAILABLE",
+        ),
+        server_busy=("The server cannot answer now.", "The node asks again by itself.", "UNAVAILABLE"),
+        server_answer=(
+            "The server's answer is not what the node protocol says.",
+            "Install the same version of AIMS on node and server.",
+            "UNAVAILABLE",
+        ),
+        server_refused=("The server refused.", "`aims explain CODE` says more."),
+        state_unknown=(
+            "The node has not heard from its server lately, so it cannot tell what is allowed now.",
+            "Check that the server runs and can be reached, then try again.",
+            "UNAVAILABLE",
+        ),
+        stopped=("The agent, this node or this instance was stopped.", "Its owner can tell why."),
+        instances_full=("More processes hold identities here than the node keeps apart.", "End some of them."),
+        # the node's own identity
+        node_running=("Another node works in this folder.", "Stop it first, or choose other folders."),
+        node_folder=(
+            "A folder of the node is not private, or cannot be used.",
+            "Give the node a folder of its own user: chmod 0700.",
+        ),
+        not_joined=(
+            "This node has no identity yet.",
+            "Make a join token with `aims node token NODE` and pass it by --join-token.",
+        ),
+        identity_expired=(
+            "The node's identity has expired.",
+            "Make a new join token with `aims node token NODE` and pass it by --join-token.",
+        ),
+        identity_unusable=(
+            "What is stored of the node's identity is damaged.",
+            "Make a new join token with `aims node token NODE` and pass it by --join-token.",
+        ),
+        join_token_file=(
+            "The join token cannot be read, or others could have read it.",
+            "Put the token alone into a file of mode 0600, or pass it on standard input: --join-token -",
+        ),
+        join_other_node=(
+            "The join token is for another node than the one whose identity is stored here.",
+            "Choose another --state-dir, or make a token for this node.",
+        ),
+        join_ca=(
+            "The server shows another certificate authority than the join token names.",
+            "Somebody may stand between node and server; if not, make a new join token.",
+        ),
     )
