@@ -148,14 +148,18 @@ class StopView:
             return
         self._number = self._highest = number
 
-    def heartbeat(self, number: int) -> None:
-        """Take the sender's word that ``number`` is the head of the feed. An older number proves nothing."""
+    def heartbeat(self, number: int, age: float = 0.0) -> None:
+        """Take the sender's word that ``number`` is the head of the feed. An older number proves nothing.
+
+        ``age`` is for how many seconds somebody between held it back.
+        """
         if self._number is None:
             return
         if number > self._number:
             self.lost()
         elif number == self._number:
-            self._heard = self._clock.monotonic()
+            heard = self._clock.monotonic() - max(0.0, age)
+            self._heard = heard if self._heard is None else max(self._heard, heard)
 
     def lost(self) -> None:
         """Ask for a full state: until then nobody passes. Stops that are known go on refusing by their own name."""

@@ -65,6 +65,25 @@ WPT: Final = Profile(
     },
 )
 
+_BY_STEP: Final[Mapping[int, str]] = {
+    2: "authorization_count authorization_scheme wpt_malformed",
+    3: "wpt_alg_mismatch",
+    4: "wpt_signature",
+    5: "wpt_typ",
+    6: "wpt_aud",
+    7: "wpt_exp_missing wpt_expired wpt_exp_too_far wpt_not_yet_valid",
+    8: "wth_missing wth_mismatch",
+    9: "wpt_jti_missing",
+    10: "txn_token_header_count tth_missing tth_mismatch",
+    11: "oth_key_case oth_unknown oth_header_count oth_mismatch",
+    12: "wpt_htm wpt_htu wpt_iss",
+    13: "wpt_replay",
+}
+STEPS: Final[Mapping[str, int]] = MappingProxyType(
+    {reason: step for step, reasons in _BY_STEP.items() for reason in reasons.split()}
+)
+"""The step of each reason; 13 is the replay window. A ``wit_…`` reason is step 1."""
+
 _TIMES = {"expired": "wpt_expired", "not_yet_valid": "wpt_not_yet_valid"}
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 _MAX_CONTEXTS = 16
