@@ -77,6 +77,7 @@ class Cluster:
         return f"postgresql://aims@/{database}?host={self._folder}&port={self.port}"
 
     def start(self) -> None:
+        """Start and wait until it answers; as root the server ends with the thread that called this."""
         settings = {
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": str(self._folder),
@@ -149,7 +150,9 @@ class Cluster:
             return []
         found = shutil.which("setpriv")
         assert found, "root needs setpriv to start PostgreSQL"
-        return [found, f"--reuid={self._user.pw_uid}", f"--regid={self._user.pw_gid}", "--clear-groups", "--"]
+        user = [f"--reuid={self._user.pw_uid}", f"--regid={self._user.pw_gid}", "--clear-groups"]
+        # Tests that are killed leave no server behind.
+        return [found, *user, "--pdeathsig=QUIT", "--"]
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(

@@ -6,7 +6,6 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -355,24 +354,15 @@ async def test_a_full_queue_refuses_at_once(database: Database) -> None:
     assert await asyncio.gather(plug.task, *tasks) == [Outcome(Verdict.COMMITTED)] * (QUEUE_LIMIT + 1)
 
 
-def test_closing_commits_what_waits_and_refuses_the_rest(database: Database) -> None:
-    gate = threading.Event()
-    outcomes: list[Outcome] = []
-
-    def commit(record: Callable[[Outcome], bytes]) -> None:
-        outcomes.append(database.commit_now(Write(record=record)))
-
-    threads = [threading.Thread(target=commit, args=(lambda _: b"x" if gate.wait(10) else b"",)) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    closing = threading.Thread(target=database.committer.close)
-    while len(database.committer._waiting) < 2:
-        time.sleep(0.001)
-    closing.start()
-    gate.set()
-    for thread in (*threads, closing):
-        thread.join(10)
-    assert outcomes == [Outcome(Verdict.COMMITTED)] * 3
+async def test_closing_commits_what_waits_and_refuses_the_rest(database: Database) -> None:
+    plug = Plug(database)
+    await plug.hold()
+    tasks = [asyncio.ensure_future(database.commit(Write(record=say))) for _ in range(3)]
+    await asyncio.sleep(0)
+    closing = asyncio.ensure_future(asyncio.to_thread(database.committer.close))
+    plug.let_go()
+    assert await asyncio.gather(plug.task, *tasks) == [Outcome(Verdict.COMMITTED)] * 4
+    await closing
     with pytest.raises(StorageError) as caught:
         database.commit_now(Write(record=say))
     assert caught.value.code == "storage.closed"
