@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn, TypeVar
 
+from aims.attestation import UNMEASURED
 from aims.audit.record import body, inert, recorder
 from aims.clock import Clock, IdSource
 from aims.credentials import jwt_svid, wit
@@ -23,6 +24,7 @@ from aims.keys import Purpose
 from aims.provisioning.authority.service import new_serial
 from aims.provisioning.authority.signing import Authority
 from aims.provisioning.errors import ProvisioningError
+from aims.provisioning.instances import Standing, noted
 from aims.provisioning.registry.memory import Registry
 from aims.provisioning.registry.service import settled
 from aims.provisioning.stages import STAGES, Application, Grounds, Policy
@@ -210,7 +212,9 @@ class IssuanceService:
             Name("node", application.node.id),
             Name("instance", application.instance),
         )
-        write = Write(record=record, names=names, seen=application.fence.epoch)
+        standing = Standing(agent, application.evidence.posture, application.entry.launch != UNMEASURED)
+        known = noted(application.instance, standing, int(self._clock.now()))
+        write = Write(record=record, names=names, seen=application.fence.epoch, effects=(known,))
         return Plan(write, lambda outcome: settled(outcome, issued, "changed"))
 
     def _refused(self, error: AimsError, application: Application, request_id: str) -> Plan[NoReturn]:

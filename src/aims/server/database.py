@@ -23,6 +23,8 @@ STORES = (
     "aims.audit.people",
     "aims.provisioning.registry.store",
     "aims.provisioning.authority.store",
+    "aims.provisioning.instances",
+    "aims.authorization.store",
     "aims.monitoring.store",
 )
 """Every module that declares tables. A room adds its ``store`` here, and a revision to ``migrations/versions``."""

@@ -43,7 +43,7 @@ class Keeper:
         Raises: KeyStoreError, StorageError, ProvisioningError ``store_refused``.
         """
         state = await self._database.read(store.read)
-        if not state.keys:
+        if state.missing(PURPOSES):
             plan, made = await self._service.first_keys(state)
             if not plan.answer(await self._database.commit(plan.write)):
                 await self._service.destroy(made)

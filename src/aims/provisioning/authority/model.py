@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -16,12 +17,19 @@ LIFE: Final = MappingProxyType(
         Purpose.X509_CA: 7 * DAY,
         Purpose.JWT_SVID: 7 * DAY,
         Purpose.WIT_SVID: 7 * DAY,
+        Purpose.ACCESS_TOKEN: 7 * DAY,
         Purpose.TLS_PUBLIC: 5 * 365 * DAY,  # people import it into browsers by hand
     }
 )
 """How long a key lives in seconds, from the step that prepares it."""
 SIGNED_LIFE: Final = MappingProxyType(
-    {Purpose.X509_CA: DAY, Purpose.JWT_SVID: 600, Purpose.WIT_SVID: DAY, Purpose.TLS_PUBLIC: 90 * DAY}
+    {
+        Purpose.X509_CA: DAY,
+        Purpose.JWT_SVID: 600,
+        Purpose.WIT_SVID: DAY,
+        Purpose.ACCESS_TOKEN: 3600,
+        Purpose.TLS_PUBLIC: 90 * DAY,
+    }
 )
 """The longest life of what a key signs: so long it stays published after it stopped."""
 PREPARE_AT: Final = 1 / 2  # of the life; SPIRE's ratios
@@ -78,6 +86,10 @@ class AuthorityState:
         if key is None:
             raise ProvisioningError("authority_empty", purpose)
         return key
+
+    def missing(self, purposes: Iterable[Purpose]) -> tuple[Purpose, ...]:
+        """Return those that have no key that signs: all before the first start, new ones after an upgrade."""
+        return tuple(purpose for purpose in purposes if self._in(purpose, Slot.CURRENT) is None)
 
     def next(self, purpose: Purpose) -> AuthorityKey | None:
         """Return the key that waits, if there is one."""

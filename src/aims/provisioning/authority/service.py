@@ -51,13 +51,15 @@ class AuthorityService:
         self._ids = ids
 
     async def first_keys(self, state: AuthorityState) -> tuple[Plan[bool], tuple[AuthorityKey, ...]]:
-        """Make the first key of every purpose. The answer is False for whoever comes second: ``destroy`` the keys.
+        """Make the first key of every purpose without one. The answer is False for whoever comes second: ``destroy``
+        the keys.
 
         Raises: ProvisioningError ``authority_slot`` if there are keys already; KeyStoreError.
         """
-        if state.keys:
+        missing = state.missing(PURPOSES)
+        if not missing:
             raise ProvisioningError("authority_slot", "there are keys already")
-        made = tuple([await self._new(purpose, Slot.CURRENT) for purpose in PURPOSES])
+        made = tuple([await self._new(purpose, Slot.CURRENT) for purpose in missing])
         return self._plan(state, map(store.inserted, made), Step.PREPARE, "authority", SCHEDULE, made), made
 
     async def prepare(
