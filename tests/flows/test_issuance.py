@@ -218,6 +218,13 @@ async def test_a_suspended_or_retired_agent_gets_nothing(world: World, state: St
     await world.database.commit(Write(record=lambda _: b"{}", effects=effects, changes=changes))
     assert (await world.database.commit(late.write)).verdict == "stopped"
     world.follow()
+    # the name itself is blocked: a worker whose memory knew only the number would not get through either
+    fenced = Write(
+        record=lambda _: b'{"id":"x"}',
+        names=(Name("agent", str(agent.workload.spiffe_id)),),
+        seen=world.registry.seq + 100,
+    )
+    assert (await world.database.commit(fenced)).verdict == "stopped"
     code, _ = await _refused(world, world.issue(world.application(agent)))
     gone = "provisioning.entry_unknown"  # a retired agent's entries are gone with it
     assert code == ("provisioning.identity_suspended" if state is State.SUSPENDED else gone)
@@ -225,6 +232,7 @@ async def test_a_suspended_or_retired_agent_gets_nothing(world: World, state: St
         effects, changes = state_change(world.registry, world.registry.workload("researcher"), State.ACTIVE)
         await world.database.commit(Write(record=lambda _: b"{}", effects=effects, changes=changes))
         world.follow()
+        assert (await world.database.commit(fenced)).verdict == "committed"
         assert (await world.issue(world.application(agent))).epoch == world.registry.seq
 
 
