@@ -22,6 +22,8 @@ agent = App(name="agent", help="The agents of the trust domain.")
 entry = App(name="entry", help="What an agent must show, and on which nodes, to be given its identity.")
 node = App(name="node", help="The hosts on which agents run.")
 
+node.command("aims.cli.node_run:run_node", name="run", help="Run this host's node in the foreground.")
+
 
 def _call(run_dir: Path | None, reason: str, method: str, path: str, body: object | None = None) -> Any:
     with AdminClient(socket_path(run_dir), reason) as client:

@@ -26,8 +26,9 @@ def up(
     port: Annotated[int, Parameter(help="public listener, 0 takes a free one")] = PUBLIC_PORT,
     mtls_port: Annotated[int, Parameter(help="mTLS listener, 0 takes a free one")] = MTLS_PORT,
     workers: int = 1,
+    node: Annotated[bool, Parameter(help="start this host's node too")] = True,
 ) -> None:
-    """Start a trust domain on loopback and keep it running until Ctrl-C."""
+    """Start a trust domain on loopback, with this host's node, and keep it running until Ctrl-C."""
     if sys.platform != "linux":
         raise CliError("platform")
     from aims.server.log import start_logging
@@ -55,6 +56,8 @@ def up(
         say(f"mTLS          https://localhost:{found.mtls_port}")
         say(f"admin socket  {found.admin_socket}")
         say(f"audit log     {found.log_dir}")
+        if node:
+            say(f"workload API  unix://{found.run_dir / 'workload.sock'}")
         say("ready")
 
-    asyncio.run(serve(settings, clock=clock, ids=SystemIds(clock), ready=ready))
+    asyncio.run(serve(settings, clock=clock, ids=SystemIds(clock), ready=ready, with_node=node))
