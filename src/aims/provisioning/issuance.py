@@ -18,7 +18,7 @@ from aims.credentials.x509_svid import X509Svid
 from aims.errors import AimsError
 from aims.identifiers import SpiffeId
 from aims.jose import JoseError
-from aims.jose.jwk import is_thumbprint, parse_verification_key, thumbprint
+from aims.jose.jwk import is_thumbprint, parse_verification_key, thumbprint_of
 from aims.jose.keys import VerificationKey
 from aims.keys import Purpose
 from aims.provisioning.authority.service import new_serial
@@ -104,7 +104,7 @@ class IssuanceService:
             "kind": "x509-svid wit",
             "jti": f"{issued.svid.serial:x}",
             "exp": issued.expires_at,
-            "cnf": thumbprint(proof.key),
+            "cnf": thumbprint_of(proof_key),
             "epoch": issued.epoch,
         }
         return self._plan(application, issued, token, issued.svid.thumbprint, request_id)

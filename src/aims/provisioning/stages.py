@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final, Protocol
 
 from aims.attestation import UNMEASURED, Separation
@@ -122,11 +123,9 @@ def appraise(application: Application, grounds: Grounds) -> None:
 def decide(application: Application, grounds: Grounds) -> None:
     """Ask the policy for each credential; all must be permitted."""
     workload = application.workload
-    principal = Entity("Agent", str(workload.spiffe_id), {"owner": workload.owner})
-    context = {"node": str(application.node.spiffe_id), "posture": application.evidence.posture}
+    agent, node, posture = str(workload.spiffe_id), str(application.node.spiffe_id), application.evidence.posture
     for name in application.credentials:
-        question = Question(principal=principal, action="issue", resource=_RESOURCES[name], context=context)
-        application.decision = grounds.policy.engine.decide(question)
+        application.decision = _decision(grounds.policy.engine, agent, workload.owner, node, posture, name)
         if not application.decision.allow:
             raise ProvisioningError("policy_refused", f"{application.decision.code}: {name}")
 
@@ -144,12 +143,32 @@ def limit(application: Application, grounds: Grounds) -> None:
         limits += [
             own or CREDENTIAL_LIMITS[name],
             CREDENTIAL_LIMITS[name],
-            *(tables.lifetime(name, posture).seconds for posture in postures),
+            *(_seconds(tables, name, posture) for posture in postures),
             grounds.authority.ends(_KEYS[name]) - grounds.now,
         ]
     application.lifetime = min(limits)
     if application.lifetime < 1:
         raise ProvisioningError("lifetime", f"{application.lifetime} s")
+
+
+# Both are pure: one bundle gives one answer. Asking anew for each renewal would cost as much as a signature.
+@lru_cache(maxsize=4096)
+def _decision(  # noqa: PLR0917  the key of the cache
+    engine: Engine, agent: str, owner: str, node: str, posture: str, name: Credential
+) -> Decision:
+    return engine.decide(
+        Question(
+            principal=Entity("Agent", agent, {"owner": owner}),
+            action="issue",
+            resource=_RESOURCES[name],
+            context={"node": node, "posture": posture},
+        )
+    )
+
+
+@lru_cache(maxsize=256)
+def _seconds(tables: Tables, name: Credential, posture: str) -> int:
+    return tables.lifetime(name, posture).seconds
 
 
 STAGES: Final[tuple[Callable[[Application, Grounds], None], ...]] = (match, identify, appraise, decide, limit)
