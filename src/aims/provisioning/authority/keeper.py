@@ -5,14 +5,8 @@ Any number of processes may run it: the bundle's number lets one win each step, 
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import NoReturn
+from collections.abc import Mapping
 
-from aims.clock import Clock
-from aims.errors import AimsError
 from aims.identifiers import TrustDomain
 from aims.keys import Purpose
 from aims.provisioning.authority import store
@@ -20,9 +14,6 @@ from aims.provisioning.authority.model import AuthorityKey, Step
 from aims.provisioning.authority.service import PURPOSES, SCHEDULE, AuthorityService
 from aims.provisioning.authority.signing import Authority
 from aims.storage.database import Database
-from aims.storage.feed import Event
-
-_log = logging.getLogger(__name__)
 
 
 class Keeper:
@@ -32,8 +23,6 @@ class Keeper:
         self._database = database
         self._service = service
         self._trust_domain = trust_domain
-        self._changed = asyncio.Event()
-        self._watchers: list[Callable[[Authority], None]] = []
         self.authority: Authority
         """The keys of this process; replaced as a whole by ``refresh``."""
 
@@ -55,49 +44,18 @@ class Keeper:
         Raises: ProvisioningError ``authority_empty``; KeyStoreError, StorageError. The old one stays in place then.
         """
         state = await self._database.read(store.read)
-        authority = await Authority.open(self._service, self._trust_domain, state)
-        self.authority = authority
-        for watcher in tuple(self._watchers):
-            watcher(authority)
-        return authority
-
-    def watch(self, watcher: Callable[[Authority], None]) -> Callable[[], None]:
-        """Call ``watcher`` with every new state (bundles, listeners follow it); returns what ends it."""
-        self._watchers.append(watcher)
-        return lambda: self._watchers.remove(watcher) if watcher in self._watchers else None
-
-    async def run(self, clock: Clock, *, every: float = 60.0) -> NoReturn:
-        """Follow the feed and take the steps that are due, until cancelled. ``open`` comes first.
-
-        What fails is logged and tried again at the next round; the keys at hand go on signing until they end.
-        """
-        end = self._database.feed.subscribe(self._learn, self._changed.set)
-        stale = False
-        try:
-            while True:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), every)
-                stale = stale or self._changed.is_set()
-                self._changed.clear()
-                try:
-                    if stale:
-                        await self.refresh()
-                        stale = False
-                    await self.turn(clock.now())
-                except AimsError as error:
-                    _log.error("the authority could not be kept: %s", error)
-        finally:
-            end()
-
-    def _learn(self, event: Event) -> None:
-        if event.kind == store.CHANGED:
-            self._changed.set()
+        self.authority = await Authority.open(self._service, self._trust_domain, state)
+        return self.authority
 
     async def turn(self, now: float) -> tuple[tuple[Purpose, Step], ...]:
         """Take every step that is due, and return those that this process won. Call it once a minute or so.
 
-        Raises: as ``step``.
+        A change that this process has missed is read first, so that it never signs for long with a key that is gone.
+
+        Raises: as ``step`` and ``refresh``.
         """
+        if (await self._database.read(store.read)).sequence != self.authority.state.sequence:
+            await self.refresh()
         taken = []
         for purpose in PURPOSES:
             due = self.authority.state.due(purpose, now)

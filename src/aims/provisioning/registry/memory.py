@@ -18,7 +18,6 @@ from aims.identifiers import SpiffeId, TrustDomain
 from aims.provisioning.errors import ProvisioningError
 from aims.provisioning.registry import store
 from aims.provisioning.registry.model import Entry, Node, NodeState, Owner, State, Workload
-from aims.storage.database import Database
 from aims.storage.feed import Event
 from aims.storage.schema import feed_head
 
@@ -54,18 +53,6 @@ class Registry:
     def load(cls, connection: sa.Connection, trust_domain: TrustDomain) -> Registry:
         """Read rows and the feed's number from one snapshot: the caller's transaction."""
         return cls(trust_domain, store.read(connection), _head(connection))
-
-    @classmethod
-    def follow(cls, database: Database, trust_domain: TrustDomain) -> Registry:
-        """Make a registry that the feed of ``database`` fills and keeps fresh; empty before the feed has begun."""
-        registry = cls(trust_domain, store.Rows((), (), (), ()), -1)
-
-        def reload() -> None:
-            with database.reading() as connection:
-                registry.reload(connection)
-
-        database.feed.subscribe(registry.apply, reload)
-        return registry
 
     def reload(self, connection: sa.Connection) -> None:
         """Begin again from a snapshot, at the start and after a gap in the feed; watchers hear ``reload``."""
