@@ -48,6 +48,7 @@ class Status(msgspec.Struct, frozen=True):
     """The server as its administrator sees it."""
 
     trust_domain: str
+    time: float
     policy: str
     feed: int
     writable: bool
@@ -61,6 +62,7 @@ def routes(core: Core) -> tuple[AdminRoute, ...]:
     async def status(call: AdminCall, _: Nothing) -> Plan[object]:
         value = Status(
             trust_domain=core.settings.trust_domain,
+            time=call.now,
             policy=core.policy.engine.version,
             feed=core.database.feed.head,
             writable=core.database.healthy,
