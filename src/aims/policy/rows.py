@@ -38,6 +38,7 @@ Credential: TypeAlias = Literal[
 ]  # fmt: skip
 Profile: TypeAlias = Literal["wimse", "wimse-method-bound", "oauth-signed", "oauth-bound", "bearer"]
 SignalAction: TypeAlias = Literal["record", "revoke", "quarantine", "suspend", "retire"]
+SignalEffect: TypeAlias = Literal["record", "revoke", "suspend", "retire", "resume"]
 
 _SEGMENT = r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+"
 _DOMAIN = r"spiffe://[a-z0-9._-]{1,255}"
@@ -137,6 +138,13 @@ class Resource(Row, frozen=True):
             raise ValueError("on_unknown: there is no access token to introspect under a wimse profile")
 
 
+class Client(Row, frozen=True):
+    """Agents (a pattern) that may authenticate at the authorization server in a way that is off for others."""
+
+    agent: Pattern
+    method: Literal["spiffe_jwt"]
+
+
 class Detail(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One member of a purpose's request details. Members that no row lists are refused."""
 
@@ -198,6 +206,13 @@ class Transmitter(Row, frozen=True):
         _distinct("events", self.events)
 
 
+class Remedy(Row, frozen=True):
+    """What another party's event causes where its transmitter may cause it. An event without a row is only noted."""
+
+    event: Uri
+    effect: SignalEffect
+
+
 class Operator(Row, frozen=True):
     """Who administers, in which roles: ``server`` (the user of the server process), ``uid:1001`` or ``user:alice``."""
 
@@ -221,8 +236,10 @@ class Rows(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ceilings: Annotated[tuple[Ceiling, ...], _ROWS] = ()
     lifetimes: Annotated[tuple[Lifetime, ...], _ROWS] = ()
     resources: Annotated[tuple[Resource, ...], _ROWS] = ()
+    clients: Annotated[tuple[Client, ...], _ROWS] = ()
     purposes: Annotated[tuple[Purpose, ...], _ROWS] = ()
     transmitters: Annotated[tuple[Transmitter, ...], _ROWS] = ()
+    remedies: Annotated[tuple[Remedy, ...], _ROWS] = ()
     operators: Annotated[tuple[Operator, ...], _ROWS] = ()
 
 

@@ -25,6 +25,7 @@ from aims.policy.rows import (
     Row,
     Rows,
     SignalAction,
+    SignalEffect,
     Transmitter,
     matches,
 )
@@ -66,8 +67,10 @@ def _check(rows: Rows) -> None:
     _once("lifetimes", ((f"{row.credential} {row.posture or 'everywhere'}", row.name) for row in rows.lifetimes))
     _once("resources", ((row.url, row.name) for row in rows.resources))
     _once("resources", ((audience, row.name) for row in rows.resources for audience in row.audiences))
+    _once("clients", ((f"{row.method} of {row.agent}", row.name) for row in rows.clients))
     _once("purposes", ((row.purpose, row.name) for row in rows.purposes))
     _once("transmitters", ((row.issuer, row.name) for row in rows.transmitters))
+    _once("remedies", ((row.event, row.name) for row in rows.remedies))
     _once("operators", ((row.who, row.name) for row in rows.operators))
 
     postures = {row.name for row in rows.postures}
@@ -127,6 +130,7 @@ class Tables:
         "_ceilings",
         "_own",
         "_purposes",
+        "_remedies",
         "_resources",
         "_transmitters",
         "postures",
@@ -141,6 +145,7 @@ class Tables:
         self._audiences = {audience: row for row in rows.resources for audience in row.audiences}
         self._purposes = {row.purpose: row for row in rows.purposes}
         self._transmitters = {row.issuer: row for row in rows.transmitters}
+        self._remedies = {row.event: row.effect for row in rows.remedies}
         self._ceilings = {
             resource: tuple(row for row in rows.ceilings if row.resource == resource) for resource in self._resources
         }
@@ -177,6 +182,10 @@ class Tables:
         if row is None:
             raise PolicyError("resource", f"audience {audience[:200]!r}")
         return row
+
+    def may_authenticate(self, agent: SpiffeId, method: str) -> bool:
+        """Whether a row of ``clients`` lets ``agent`` authenticate by a method that is off for others."""
+        return any(row.method == method and matches(row.agent, agent, self._own) for row in self.rows.clients)
 
     def peer(self, resource: Resource) -> SpiffeId:
         """Return the SPIFFE ID that must stand behind the resource's URL."""
@@ -258,6 +267,15 @@ class Tables:
         if ACTIONS_OF_SIGNALS.index(action) > ACTIONS_OF_SIGNALS.index(row.strongest):
             raise PolicyError("transmitter", f"transmitters.{row.name} ends at {row.strongest}")
         return row
+
+    def per_minute(self, issuer: str) -> int:
+        """Return how many events a minute a transmitter may send; 0 without a row."""
+        row = self._transmitters.get(issuer)
+        return 0 if row is None else row.per_minute
+
+    def remedy(self, event: str) -> SignalEffect:
+        """Return what an event causes; without a row it is only noted."""
+        return self._remedies.get(event, "record")
 
     def roles(self, uid: int, user: str, server_uid: int) -> tuple[frozenset[str], tuple[str, ...]]:
         """Return the roles of a peer of the administrator's socket and the rows that give them; none is no role.

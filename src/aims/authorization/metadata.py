@@ -1,0 +1,90 @@
+"""What the authorization server says about itself (RFC 8414), and a resource about its (RFC 9728).
+
+Only what is served stands here; an empty list is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from aims.authentication.dpop import DPOP
+from aims.authorization.routes import JWKS, REVOCATION, TOKEN
+from aims.authorization.service import GRANT_TYPES
+from aims.jose.algorithms import SPIFFE_ALGORITHMS
+from aims.policy.rows import Resource
+from aims.policy.tables import Tables
+
+WELL_KNOWN: Final = "/.well-known/oauth-authorization-server"
+RESOURCE_WELL_KNOWN: Final = "/.well-known/oauth-protected-resource"
+
+
+def server_metadata(issuer: str, mtls_url: str, tables: Tables) -> bytes:
+    """Return the metadata of the authorization server ``issuer``, whose mTLS listener is at ``mtls_url``.
+
+    There is no authorization endpoint, and so no response type.
+    """
+    methods = ["spiffe_x509"] + (["spiffe_jwt"] if tables.rows.clients else [])
+    algorithms = sorted(SPIFFE_ALGORITHMS) if tables.rows.clients else []
+    takers = [row for row in tables.rows.resources if not row.profile.startswith("wimse")]
+    members: dict[str, Any] = {
+        "issuer": issuer,
+        "token_endpoint": issuer + TOKEN,
+        "revocation_endpoint": issuer + REVOCATION,
+        "jwks_uri": issuer + JWKS,
+        "response_types_supported": [],
+        "grant_types_supported": list(GRANT_TYPES),
+        "scopes_supported": sorted({scope for row in takers for scope in row.scopes}),
+        "token_endpoint_auth_methods_supported": methods,
+        "token_endpoint_auth_signing_alg_values_supported": algorithms,
+        "revocation_endpoint_auth_methods_supported": methods,
+        "revocation_endpoint_auth_signing_alg_values_supported": algorithms,
+        "dpop_signing_alg_values_supported": sorted(DPOP.algorithms),
+        "tls_client_certificate_bound_access_tokens": True,
+        "mtls_endpoint_aliases": {
+            "token_endpoint": mtls_url + TOKEN,
+            "revocation_endpoint": mtls_url + REVOCATION,
+        },
+        "authorization_details_types_supported": sorted({row.purpose for row in tables.rows.purposes}),
+        "protected_resources": sorted({row.url for row in takers}),
+    }
+    # RFC 8414 2 wants response_types_supported even where nothing answers to one
+    return _encode(members, keep=frozenset({"response_types_supported"}))
+
+
+def resource_metadata(row: Resource, issuer: str) -> bytes:
+    """Return the metadata of a protected resource, for it to serve at ``resource_metadata_url``."""
+    bound = row.profile != "bearer"
+    members: dict[str, Any] = {
+        "resource": row.url,
+        "authorization_servers": [issuer],
+        "scopes_supported": sorted(row.scopes),
+        "bearer_methods_supported": ["header"],
+        "resource_name": row.name,
+        "tls_client_certificate_bound_access_tokens": bound or None,
+        "dpop_signing_alg_values_supported": sorted(DPOP.algorithms) if bound else [],
+    }
+    return _encode(members)
+
+
+def resource_metadata_url(url: str) -> str:
+    """Return where the metadata of the resource at ``url`` is found: the well-known part goes before its path."""
+    scheme, _, rest = url.partition("://")
+    place, _, path = rest.partition("/")
+    return f"{scheme}://{place}{RESOURCE_WELL_KNOWN}" + (f"/{path}" if path else "")
+
+
+def challenge(url: str, *, scheme: str = "Bearer", error: str = "", scope: str = "") -> str:
+    """Return a ``WWW-Authenticate`` value (RFC 6750 3, RFC 9728 5.1); every part is ours and needs no escape."""
+    parts = [f'resource_metadata="{resource_metadata_url(url)}"']
+    parts += [f'error="{error}"'] if error else []
+    parts += [f'scope="{scope}"'] if scope else []
+    parts += [f'algs="{" ".join(sorted(DPOP.algorithms))}"'] if scheme == "DPoP" else []
+    return f"{scheme} {', '.join(parts)}"
+
+
+def _encode(members: Mapping[str, Any], keep: frozenset[str] = frozenset()) -> bytes:
+    shown = {name: value for name, value in members.items() if name in keep or value not in (None, [], {})}
+    return msgspec.json.encode(shown)
