@@ -9,6 +9,11 @@ from collections.abc import Callable
 from typing import Protocol
 
 
+_DIGITS = "0123456789abcdefghijklmnopqrstuv"
+_PAIRS = tuple(high + low for high in _DIGITS for low in _DIGITS)
+_SHIFTS = tuple(range(120, -1, -10))
+
+
 class Clock(Protocol):
     """Where a component reads time."""
 
@@ -66,8 +71,10 @@ class SystemIds:
 
     def new(self) -> str:
         milliseconds = int(self._clock.now() * 1000) & 0xFFFFFFFFFFFF
-        raw = milliseconds.to_bytes(6, "big") + self._random(10)
-        return base64.b32hexencode(raw).decode("ascii").rstrip("=").lower()
+        # 128 bits in 26 digits of five bits, the last two bits empty: the alphabet of RFC 4648 section 7, so that text
+        # sorts as the number does. Two digits at a time, because the library's own encoder costs ten times as much.
+        number = int.from_bytes(milliseconds.to_bytes(6, "big") + self._random(10), "big") << 2
+        return "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])
 
     def token(self, octets: int = 16) -> str:
         return base64.urlsafe_b64encode(self._random(octets)).decode("ascii").rstrip("=")
