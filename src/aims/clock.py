@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-
 _DIGITS = "0123456789abcdefghijklmnopqrstuv"
 _PAIRS = tuple(high + low for high in _DIGITS for low in _DIGITS)
 _SHIFTS = tuple(range(120, -1, -10))
