@@ -95,6 +95,11 @@ class NodeError(AimsError):
             "Start it: aims up; the node goes on by itself once it answers.",
             "UNAVAILABLE",
         ),
+        server_untrusted=(
+            "Who answers at the server's address cannot prove to be the server that this node believes.",
+            "Somebody may stand between node and server; if the server is new, make a new join token.",
+            "UNAVAILABLE",
+        ),
         server_busy=("The server cannot answer now.", "The node asks again by itself.", "UNAVAILABLE"),
         server_answer=(
             "The server's answer is not what the node protocol says.",

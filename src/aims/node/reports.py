@@ -16,6 +16,7 @@ from aims.node.pauses import Backoff
 from aims.node.server_client import ServerClient
 
 MAX_WAITING: Final = 2048
+MAX_ATTEMPTS: Final = 8
 AGAIN: Final = Backoff(first=0.5, most=30.0)
 
 _log = logging.getLogger("aims.node")
@@ -51,7 +52,7 @@ class Reports:
                     "pid": launch.pid,
                     "uid": launch.uid,
                     "executable": launch.measured.path[:500],
-                    "executable_sha256": launch.measured.measurement.executable,
+                    "executable_digest": launch.measured.measurement.executable,
                 }
                 self._put(Report(entry.id, launch.instance, "start", detail))
                 return
@@ -87,11 +88,12 @@ class Reports:
                     entry=report.entry, instance=report.instance, event=report.event, detail=report.detail
                 )
             except AimsError as error:
-                if error.standard != "UNAVAILABLE":
-                    _log.warning("a report was refused", extra={"code": str(error), "event": report.event})
-                    return
-                await asyncio.sleep(AGAIN.delay(failures))
                 failures += 1
+                # a server that is away gets it once it is back; one that answers "not now" for ever gets the next one
+                if error.standard != "UNAVAILABLE" or (error.reason == "server_busy" and failures >= MAX_ATTEMPTS):
+                    _log.error("a report of a launch is lost", extra={"code": str(error), "event": report.event})
+                    return
+                await asyncio.sleep(AGAIN.delay(failures - 1))
             else:
                 return
 

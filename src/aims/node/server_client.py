@@ -117,8 +117,8 @@ async def join(token: JoinToken, csr: bytes) -> Welcome:
     """Use a join token up.
 
     Raises:
-        NodeError: ``server_unreachable``, ``server_busy``, ``server_answer``, ``join_ca``, ``server_refused`` (a
-            `ServerRefusedError`: the token was used, has expired, or is for another node).
+        NodeError: ``server_unreachable``, ``server_untrusted``, ``server_busy``, ``server_answer``, ``join_ca``,
+            ``server_refused`` (a `ServerRefusedError`: the token was used, has expired, or is for another node).
     """
     # 1. over a connection that nothing verifies: nothing but this line leaves
     async with _client(_unverified()) as client:
@@ -138,7 +138,8 @@ async def join(token: JoinToken, csr: bytes) -> Welcome:
 class ServerClient:
     """Calls over mutual TLS. ``context`` shows the node's SVID, checks the server's, and may rotate meanwhile.
 
-    Every call raises NodeError ``server_unreachable``, ``server_busy``, ``server_answer`` or ``server_refused``.
+    Every call raises NodeError ``server_unreachable``, ``server_untrusted``, ``server_busy``, ``server_answer`` or
+    ``server_refused`` (a `ServerRefusedError`).
     """
 
     def __init__(self, url: str, context: ssl.SSLContext) -> None:
@@ -287,9 +288,19 @@ def _translated() -> Any:
     try:
         yield
     except (httpx2.TransportError, TimeoutError, OSError) as error:
-        raise NodeError("server_unreachable", f"{type(error).__name__}: {error}"[:300]) from error
+        reason = "server_untrusted" if _judged(error) else "server_unreachable"
+        raise NodeError(reason, f"{type(error).__name__}: {error}"[:300]) from error
     except (httpx2.HTTPError, httpx2.StreamError) as error:
         raise NodeError("server_answer", type(error).__name__) from error
+
+
+def _judged(error: BaseException | None) -> bool:
+    """Tell whether the connection ended because of who the server is."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _refuse(status: int, octets: bytes) -> NoReturn:

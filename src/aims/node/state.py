@@ -34,7 +34,7 @@ from aims.keys import KeyStore, KeyStoreError, Purpose, SigningKey, open_store
 from aims.node.errors import NodeError
 from aims.node.messages import bundle_of
 from aims.node.server_client import Welcome, base_url
-from aims.provisioning.join_token import MAX_TOKEN, JoinToken
+from aims.provisioning.join_token import MAX_TOKEN, PREFIX, JoinToken
 from aims.tls import TlsIdentity
 
 STANDARD_INPUT: Final = Path("-")
@@ -232,6 +232,9 @@ def read_join_token(source: Path) -> JoinToken:
 
     Raises: NodeError ``join_token_file``; ProvisioningError ``join_token_malformed``.
     """
+    if source.name.startswith(PREFIX):
+        # everybody on this host can read arguments; and the error must not repeat it
+        raise NodeError("join_token_file", "a token itself was given as the argument: it is not secret any more")
     if source == STANDARD_INPUT:
         octets = sys.stdin.buffer.readline(MAX_TOKEN + 2)
     else:
