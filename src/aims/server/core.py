@@ -76,9 +76,10 @@ class Core:
         self.server_uid = os.geteuid()
         self.loaded = asyncio.Event()
         self.stops: dict[Name, StopRow] = {}
+        self.key_store = open_store(settings.keys_uri)
         self.keeper = Keeper(
             database,
-            AuthorityService(open_store(settings.keys_uri), settings.keys_uri, self.trust_domain, clock, ids),
+            AuthorityService(self.key_store, settings.keys_uri, self.trust_domain, clock, ids),
             self.trust_domain,
         )
         self._policy: ActivePolicy | None = None

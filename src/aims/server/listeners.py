@@ -20,6 +20,7 @@ from aims.provisioning.bundles import domain_bundle
 from aims.provisioning.issuance import IssuanceService
 from aims.provisioning.join import JoinService
 from aims.provisioning.routes import MAX_BODY, NodeRoutes, Route, version_refusal
+from aims.server.authorization_routes import AuthorizationRoutes
 from aims.server.core import Core, News
 from aims.server.documents import document_routes
 from aims.server.http import Answer, App, Listener, Scope, answering, header
@@ -70,9 +71,10 @@ class Listeners:
             clock=core.clock,
             ids=core.ids,
         )
-        public = {**self._routes(nodes, "public"), **document_routes(core)}
+        authorization = AuthorizationRoutes(core, core.key_store)
+        public = {**self._routes(nodes, "public"), **document_routes(core), **authorization.public}
         self.public = Listener(_hosts(core.settings.public_port), public)
-        mtls = self._routes(nodes, "mtls")
+        mtls = {**self._routes(nodes, "mtls"), **authorization.mtls}
         mtls["GET", "/node/v1/watch"] = NodeStreams(core)
         self.mtls = Listener(_hosts(core.settings.mtls_port), mtls)
 
