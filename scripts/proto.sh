@@ -7,4 +7,5 @@ cd "$(dirname "$0")/.."
 python="${PYTHON:-python3}"
 found="$("$python" -m grpc_tools.protoc --version)"
 [ "$found" = "libprotoc 31.1" ] || { echo "needs libprotoc 31.1 (grpcio-tools 1.74.0), found: $found" >&2; exit 1; }
-"$python" -m grpc_tools.protoc -Isrc --python_out="${1:-src}" --pyi_out="${1:-src}" aims/proto/workload.proto
+"$python" -m grpc_tools.protoc -Isrc --python_out="${1:-src}" --pyi_out="${1:-src}" \
+  aims/proto/workload.proto aims/proto/node.proto

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -128,15 +128,27 @@ class Call:
         """
         try:
             async with asyncio.timeout(self._limits.request_seconds):
-                octets = await read_frame(self._stream, self._limits.request_octets)
+                request = await self._next(method)
         except TimeoutError as error:
             raise WorkloadApiError("call_slow") from error
+        if request is None:
+            raise WorkloadApiError("call_malformed", "no message")
+        return request
+
+    async def requests(self, method: Method) -> AsyncGenerator[Message, None]:
+        """Yield request messages until the client has sent the last; it may be silent for as long as it likes.
+
+        Raises ``WorkloadApiError``: ``call_malformed``, ``call_too_large``, ``call_compressed``.
+        """
+        while (request := await self._next(method)) is not None:
+            yield request
+
+    async def _next(self, method: Method) -> Message | None:
+        try:
+            octets = await read_frame(self._stream, self._limits.request_octets)
+            return None if octets is None else method.request.FromString(octets)
         except FrameRefusedError as error:
             raise WorkloadApiError(_FAULTS[error.fault]) from error
-        if octets is None:
-            raise WorkloadApiError("call_malformed", "no message")
-        try:
-            return method.request.FromString(octets)
         except DecodeError as error:
             raise WorkloadApiError("call_malformed", "protobuf") from error
 

@@ -43,7 +43,10 @@ from aims.proto.workload_service import Method
 _log = logging.getLogger(__name__)
 
 Answers = Callable[[C, Any], AsyncGenerator[Message, None]]
-"""Serves one method: caller and request message in, answers out; one answer for a unary method."""
+"""Serves one method: caller and request message in, answers out; one answer for a unary method.
+
+A method that ``asks`` is given the request messages as an asynchronous generator instead, and ends with it.
+"""
 
 _CREDENTIALS = struct.Struct("3i")  # SO_PEERCRED: pid, uid, gid
 _MAX_HEADER_OCTETS = 16 * 1024
@@ -130,14 +133,26 @@ class GuardedServer(Generic[C]):
             async with _deadline(opening.timeout, "deadline"):
                 # 2
                 caller = connection.caller()
-                # 3
-                request = await call.read(opening.method)
-                # 4
-                await self._answer(call, opening.method, caller, request)
+                if opening.method.asks:
+                    # 3 and 4, message by message
+                    await self._converse(call, opening.method, caller)
+                else:
+                    # 3
+                    request = await call.read(opening.method)
+                    # 4
+                    await self._answer(call, opening.method, caller, request)
         except AimsError as error:
             _log.info("call refused: %s", error)
             return error
         return None
+
+    async def _converse(self, call: Call, method: Method, caller: C) -> None:
+        async with (
+            contextlib.aclosing(call.requests(method)) as requests,
+            contextlib.aclosing(self._answers[method](caller, requests)) as answers,
+        ):
+            async for answer in answers:
+                await call.send(answer)
 
     async def _answer(self, call: Call, method: Method, caller: C, request: Message) -> None:
         async with contextlib.aclosing(self._answers[method](caller, request)) as answers:

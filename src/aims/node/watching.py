@@ -28,15 +28,23 @@ _log = logging.getLogger("aims.node")
 
 
 class Watch:
-    """Keeps ``state`` as the server says. ``believe`` is told each bundle that differs from the last.
+    """Keeps ``state`` as the server says.
 
+    ``believe`` is told each bundle that differs from the last, ``hear`` each line that ``state`` took.
     ``problem`` is why the stream does not run, None while it does.
     """
 
-    def __init__(self, client: ServerClient, state: ServerState, believe: Callable[[Bundle], None]) -> None:
+    def __init__(
+        self,
+        client: ServerClient,
+        state: ServerState,
+        believe: Callable[[Bundle], None],
+        hear: Callable[[messages.Message], None],
+    ) -> None:
         self._client = client
         self._state = state
         self._believe = believe
+        self._hear = hear
         self._bundle: Bundle | None = None
         self._failures = 0
         self.first = asyncio.Event()

@@ -23,17 +23,22 @@ CLIENT_MESSAGE_LIMIT = 4 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One remote procedure: one request in, one response or a stream of responses out."""
+    """One remote procedure: one request in, one response or a stream of responses out.
+
+    With ``asks`` the client sends a stream of requests, and the call ends well when it has sent the last.
+    """
 
     name: str
     request: type[Message]
     response: type[Message]
     streams: bool
+    asks: bool = False
+    service: str = SERVICE
 
     @property
     def path(self) -> str:
         """The full method name as it stands in ``:path``."""
-        return f"/{SERVICE}/{self.name}"
+        return f"/{self.service}/{self.name}"
 
 
 FETCH_X509_SVID = Method("FetchX509SVID", pb.X509SVIDRequest, pb.X509SVIDResponse, streams=True)

@@ -75,21 +75,33 @@ class NodeStreams:
                 overflow.set()
 
         with self._core.hearing(hear):
-            await _line(send, self._state(node_id))
+            await self._everything(send, node_id, waiting)
             while not gone.done():
                 news = await self._next(waiting, gone)
                 if overflow.is_set():
                     while not waiting.empty():
                         waiting.get_nowait()
                     overflow.clear()
-                    await _line(send, self._state(node_id))
+                    await self._everything(send, node_id, waiting)
                 elif news is not None:
                     for message in self._messages(node_id, news):
                         await _line(send, message)
+                    if news.everything:
+                        await self._beat(send, waiting)
                     if not self._core.node_is_live(node_id):
                         return
-                elif self._core.database.feed.fresh():
-                    await _line(send, {"type": "heartbeat", "seq": self._core.seq})
+                else:
+                    await self._beat(send, waiting)
+
+    async def _everything(self, send: Send, node_id: str, waiting: asyncio.Queue[News]) -> None:
+        # Enforcement points let nobody in between a full state and the heartbeat after it.
+        await _line(send, self._state(node_id))
+        await self._beat(send, waiting)
+
+    async def _beat(self, send: Send, waiting: asyncio.Queue[News]) -> None:
+        # With news waiting the number would promise more than was told.
+        if waiting.empty() and self._core.database.feed.fresh():
+            await _line(send, {"type": "heartbeat", "seq": self._core.seq})
 
     async def _next(self, waiting: asyncio.Queue[News], gone: asyncio.Task[None]) -> News | None:
         """Return the next news, or None when it is time for a heartbeat or the client went away."""
