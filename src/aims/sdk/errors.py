@@ -30,5 +30,28 @@ class SdkError(AimsError):
         refused=("The node refused the request as wrong.", "Asking again does not help."),
         unsupported=("The node does not offer this part of the Workload API.", "Asking again does not help."),
         response_invalid=("The answer of the Workload API breaks its specification and was dropped.", ""),
+        no_node=("No node answers at the socket.", "Start it with `aims up`; `aims doctor` says what is missing."),
+        not_entitled=(
+            "The node has no identity for this process.",
+            "Start the program with `aims run`; `aims entry list` shows what is approved.",
+        ),
+        stopped=("This agent's identity was taken away.", "Ask its owner; `aims explain` says what happened."),
+        not_started=("The identity is not in use.", "Use it inside of: async with aims.Identity() as me"),
+        expired=("The credential has expired and the node gave no new one.", "See whether the node runs."),
+        no_wit=("The node issues no Workload Identity Tokens.", "Use mutual TLS, or another node."),
+        peer_unknown=(
+            "It is not known which SPIFFE ID stands behind this URL.",
+            "Name it (peer=...), or add the URL to the policy's table of resources.",
+        ),
+        profile_unknown=("This call profile is not spoken here.", "Use wimse or wimse-method-bound."),
+        resource_unknown=(
+            "The policy has no resource whose server this process is.",
+            "Add a row to the table of resources whose peer is this SPIFFE ID.",
+        ),
+        no_caller=(
+            "No request is being served here.",
+            "Ask inside of a request that came through the middleware.",
+        ),
+        request_invalid=("The request cannot be proved: its method or URL has no normal form.", "Use a plain URL."),
         response_too_large=("The answer of the Workload API is larger than 4 MiB and was not read.", ""),
     )

@@ -12,29 +12,24 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, cast
+from typing import Any, Final, Self, TypeVar
 
 from google.protobuf.json_format import MessageToDict
-from google.protobuf.message import DecodeError, Message
-from grpclib.client import Channel, Stream
-from grpclib.const import Cardinality, Status
-from grpclib.encoding.proto import ProtoCodec
-from grpclib.exceptions import GRPCError, StreamTerminatedError
+from google.protobuf.message import Message
+from grpclib.client import Channel
 from grpclib.metadata import Deadline
-from h2.exceptions import ProtocolError
-from multidict import MultiDict
 
 from aims.identifiers import SpiffeId, TrustDomain
 from aims.proto import workload_pb2 as pb
 from aims.proto import workload_service as service
-from aims.proto.framing import FrameFault, FrameRefusedError, read_frame
 from aims.sdk import workload_state as read
 from aims.sdk.endpoint import workload_endpoint
 from aims.sdk.errors import SdkError
+from aims.sdk.grpc_call import BoundedStream, translated
 from aims.sdk.workload_state import Interrupted, JwtMaterial, Withdrawn, WitState, X509State
 
 T = TypeVar("T")
@@ -42,13 +37,6 @@ T = TypeVar("T")
 DEFAULT_SECONDS = 10.0
 _CHANCE: Final = secrets.SystemRandom().random
 
-_REASONS: Final = {
-    Status.PERMISSION_DENIED: "denied",
-    Status.INVALID_ARGUMENT: "refused",
-    Status.RESOURCE_EXHAUSTED: "refused",
-    Status.UNIMPLEMENTED: "unsupported",
-    Status.DEADLINE_EXCEEDED: "deadline",
-}
 _AGAIN = frozenset({"denied", "unavailable", "deadline"})
 
 
@@ -199,55 +187,12 @@ class WorkloadClient:
     ) -> AsyncGenerator[Message, None]:
         if self._channel is None:
             self._channel = Channel(path=str(self._path))
-        with _translated():
-            async with _BoundedStream(self._channel, method, deadline) as call:
+        with translated():
+            async with BoundedStream(self._channel, method, deadline) as call:
                 await call.send_message(request, end=True)
                 while (message := await call.recv_message()) is not None:
                     yield message
                 await call.recv_trailing_metadata()
-
-
-class _BoundedStream(Stream[Message, Message]):
-    """A call of grpclib that refuses a large message by its length instead of taking it into memory."""
-
-    def __init__(self, channel: Channel, method: service.Method, deadline: Deadline | None) -> None:
-        self._response = method.response
-        super().__init__(
-            channel,
-            method.path,
-            cast("Any", MultiDict([service.SECURITY_HEADER])),  # grpclib's own name for it is private
-            Cardinality.UNARY_STREAM if method.streams else Cardinality.UNARY_UNARY,
-            method.request,
-            method.response,
-            codec=ProtoCodec(),
-            status_details_codec=None,
-            dispatch=channel.__dispatch__,
-            deadline=deadline,
-        )
-
-    async def recv_message(self) -> Message | None:
-        if not self._recv_initial_metadata_done:
-            await self.recv_initial_metadata()
-        with self._wrapper:
-            octets = await read_frame(self._stream, service.CLIENT_MESSAGE_LIMIT)
-        return None if octets is None else self._response.FromString(octets)
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except GRPCError as error:
-        raise SdkError(_REASONS.get(error.status, "unavailable"), error.message or error.status.name) from error
-    except TimeoutError as error:
-        raise SdkError("deadline") from error
-    except (OSError, StreamTerminatedError, ProtocolError) as error:
-        raise SdkError("unavailable", str(error)) from error
-    except FrameRefusedError as error:
-        reason = "response_too_large" if error.fault is FrameFault.TOO_LARGE else "response_invalid"
-        raise SdkError(reason, error.fault.value) from error
-    except DecodeError as error:
-        raise SdkError("response_invalid", "protobuf") from error
 
 
 def _event(parse: Callable[[Any], T], message: Message) -> T | Interrupted:

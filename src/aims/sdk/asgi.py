@@ -1,0 +1,231 @@
+"""The one ASGI middleware: it lets a request in only with a caller that proved it.
+
+    app = Middleware(app, me)          # me is an aims.Identity
+    ...
+    caller = scope["aims.caller"]      # or aims.sdk.caller.current()
+
+Which resources this service has, their call profiles and the names that callers may use for them come from the policy,
+never from the request: ``Host`` and ``X-Forwarded-*`` are not looked at. A path outside of every resource is 404.
+The body is not read. Header fields that tell of an identity do not reach the application, whoever sent them: proofs and
+tokens have done their work, and anything else would be a claim that nobody verified.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable
+from typing import Final, Protocol
+
+import msgspec
+
+from aims.authentication.errors import CONSEQUENCES, AuthenticationError, Consequence
+from aims.authentication.liveness import Liveness
+from aims.authentication.replay import MemoryWindow
+from aims.authentication.request import HttpRequest
+from aims.clock import Clock
+from aims.errors import AimsError
+from aims.identifiers import SpiffeId
+from aims.sdk.call_doors import Doors
+from aims.sdk.caller import SCOPE_KEY, Caller, entered
+from aims.sdk.errors import SdkError
+from aims.sdk.live import Enforcement, Live
+from aims.sdk.node_state import Resource
+from aims.sdk.open_calls import App, CutError, OpenCall, OpenCalls, Receive, Scope, Send
+
+# Fields that proxies and libraries use to say who is calling; also every name that begins as those below.
+_IDENTITY_FIELDS: Final = frozenset(
+    {
+        b"authorization",
+        b"proxy-authorization",
+        b"workload-identity-token",
+        b"workload-proof-token",
+        b"txn-token",
+        b"dpop",
+        b"client-cert",
+        b"client-cert-chain",
+        b"remote-user",
+        b"x-remote-user",
+        b"x-user",
+        b"x-user-id",
+        b"x-real-user",
+    }
+)
+_IDENTITY_PREFIXES: Final = (
+    b"aims-",
+    b"x-aims-",
+    b"x-spiffe-",
+    b"x-forwarded-client-cert",
+    b"x-forwarded-user",
+    b"x-forwarded-email",
+    b"x-forwarded-preferred-username",
+    b"x-forwarded-access-token",
+    b"x-forwarded-groups",
+    b"x-auth-request-",
+    b"x-client-cert",
+    b"x-ssl-client-",
+    b"ssl-client-",
+    b"x-goog-authenticated-",
+    b"x-goog-iap-",
+    b"x-amzn-oidc-",
+    b"x-ms-client-principal",
+)
+
+GRACE_SECONDS: Final = 3.0  # more than one heartbeat
+
+_log = logging.getLogger("aims.sdk")
+
+
+class Service(Protocol):
+    """What the middleware needs of an `aims.Identity`."""
+
+    @property
+    def live(self) -> Live: ...
+    @property
+    def clock(self) -> Clock: ...
+    @property
+    def spiffe_id(self) -> SpiffeId: ...
+
+
+class Middleware:
+    """Guards ``app``. The identity must be in use (`async with`) while requests come in.
+
+    ``resources`` are those of the policy whose peer this identity is, unless they are given. ``open_paths`` are exact
+    paths that anybody may ask for, without a caller. ``lone`` keeps the replay window in this process: only for a
+    service that runs as one process on one host, for nobody else sees what was shown here.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        identity: Service,
+        *,
+        resources: Iterable[Resource] | None = None,
+        open_paths: Collection[str] = (),
+        lone: bool = False,
+    ) -> None:
+        self._app = app
+        self._identity = identity
+        self._live = identity.live
+        self._resources = None if resources is None else tuple(resources)
+        self._open_paths = frozenset(open_paths)
+        self._window = MemoryWindow(identity.clock) if lone else self._live.window
+        self._doors: Doors | None = None
+        self._made_for: Enforcement | None = None
+        self._known = identity.clock.monotonic()
+        self._calls = OpenCalls(self._may_go_on)
+        self._live.on_change(self._calls.sweep)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "lifespan" or (kind == "http" and scope["path"] in self._open_paths):
+            if kind == "http":
+                scope = {**scope, "headers": _without_identity(scope["headers"])}
+            await self._app(scope, receive, send)
+            return
+        if kind != "http":
+            await _refuse_socket(receive, send)
+            return
+        try:
+            caller = await self._admit(scope)
+        except AimsError as error:
+            _log.info("request refused: %s", error)
+            await _refuse(send, error)
+            return
+        await self._serve({**scope, "headers": _without_identity(scope["headers"]), SCOPE_KEY: caller}, receive, send)
+
+    async def _admit(self, scope: Scope) -> Caller:
+        raw = scope.get("raw_path") or b""
+        path = raw.decode("latin-1")
+        doors = self._now()
+        place = doors.place(path)
+        # The application reads the decoded path: it must not lead to another resource than the proved one.
+        decoded = scope["path"]
+        if place is None or doors.place(decoded) is not place or not {".", ".."}.isdisjoint(decoded.split("/")):
+            raise AuthenticationError("target_outside")
+        query = scope.get("query_string", b"")
+        target = place.origin + path + (f"?{query.decode('latin-1')}" if query else "")
+        return await place.door.caller(HttpRequest.of(scope["method"], target, scope["headers"]))
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call = OpenCall(scope[SCOPE_KEY], receive, send)
+        self._calls.add(call)
+        try:
+            with entered(call.caller):
+                await self._app(scope, call.receive, call.send)
+        except BaseException as error:
+            if not CutError.explains(error):
+                raise
+        finally:
+            self._calls.discard(call)
+        if call.is_cut and not call.started:
+            await _refuse(send, self._stop_of(call.caller))
+
+    def _now(self) -> Doors:
+        enforcement = self._live.enforcement
+        if enforcement is None:
+            raise AuthenticationError("state_unknown", "nothing was heard from the node yet")
+        if self._doors is None or enforcement is not self._made_for:
+            resources = self._resources
+            if resources is None:
+                resources = enforcement.settings.of_peer(self._identity.spiffe_id)
+            self._doors = Doors(resources, enforcement, self._window, self._identity.clock)
+            self._made_for = enforcement
+        return self._doors
+
+    def _may_go_on(self, caller: Caller) -> bool:
+        clock, found = self._identity.clock, self._liveness(caller)
+        if found is Liveness.OK:
+            self._known = clock.monotonic()
+        # A new full state makes everything unknown until the next heartbeat; that is no reason to cut streams.
+        unknown = found is Liveness.STATE_UNKNOWN and clock.monotonic() - self._known > GRACE_SECONDS
+        return found is not Liveness.STOPPED and not unknown and clock.now() < caller.expires
+
+    def _liveness(self, caller: Caller) -> Liveness:
+        enforcement = self._live.enforcement
+        if enforcement is None:
+            return Liveness.STATE_UNKNOWN
+        return enforcement.stops.check(caller.names, caller.epoch)
+
+    def _stop_of(self, caller: Caller) -> AuthenticationError:
+        found = self._liveness(caller)
+        return AuthenticationError("wit_expired" if found is Liveness.OK else found.value)
+
+
+def _without_identity(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    return [
+        (name, value)
+        for name, value in headers
+        if name not in _IDENTITY_FIELDS and not name.startswith(_IDENTITY_PREFIXES)
+    ]
+
+
+def consequence(error: AimsError) -> Consequence:
+    """Return what HTTP says for a refusal: a fault of this side is 503, never a word about the caller."""
+    if isinstance(error, AuthenticationError):
+        return CONSEQUENCES[error.reason]
+    return Consequence(503, retry_after=5)
+
+
+async def _refuse(send: Send, error: AimsError) -> None:
+    answer = consequence(error)
+    told = {"error": error.code, "message": error.sentence, "hint": error.hint}
+    if isinstance(error, SdkError):
+        told = {"error": "sdk.unavailable", "message": "This service cannot check its callers now.", "hint": ""}
+    body = msgspec.json.encode(told)
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode("ascii")),
+        (b"cache-control", b"no-store"),
+    ]
+    if answer.challenge:
+        headers.append((b"www-authenticate", answer.challenge.encode("ascii")))
+    if answer.retry_after:
+        headers.append((b"retry-after", str(answer.retry_after).encode("ascii")))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _refuse_socket(receive: Receive, send: Send) -> None:
+    # A proof covers an HTTP request; what comes over a WebSocket afterwards would be covered by none.
+    await receive()
+    await send({"type": "websocket.close", "code": 1008})

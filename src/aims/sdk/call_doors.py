@@ -1,0 +1,105 @@
+"""The resources of one service, each with the one call profile that it accepts: from a request to its caller."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Protocol, cast
+
+from aims.authentication.caller import CallProfile, CallRules, CallVerifier
+from aims.authentication.replay import ReplayWindow
+from aims.authentication.request import HttpRequest
+from aims.authentication.target import normal
+from aims.clock import Clock
+from aims.sdk.caller import Caller
+from aims.sdk.errors import SdkError
+from aims.sdk.live import Enforcement
+from aims.sdk.node_state import Resource
+
+WIMSE: Final = frozenset({"wimse", "wimse-method-bound"})
+
+
+class Door(Protocol):
+    """Judges the requests to one resource."""
+
+    async def caller(self, request: HttpRequest) -> Caller:
+        """Return who made the request. Raises: AimsError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A resource behind its door. ``origin`` and ``path`` are the parts of its URL."""
+
+    resource: Resource
+    origin: str
+    path: str
+    door: Door
+
+    def holds(self, path: str) -> bool:
+        """Tell whether a request path is this resource's, by whole segments."""
+        return path == self.path or path.startswith(self.path if self.path.endswith("/") else f"{self.path}/")
+
+
+class WimseDoor:
+    """WIT and WPT."""
+
+    __slots__ = ("_id", "_verifier")
+
+    def __init__(self, resource: Resource, enforcement: Enforcement, window: ReplayWindow, clock: Clock) -> None:
+        rules = CallRules(profile=cast("CallProfile", resource.profile), url=resource.url, audiences=resource.audiences)
+        self._id = resource.id
+        self._verifier = CallVerifier(rules, enforcement.wits, enforcement.stops, window, clock)
+
+    async def caller(self, request: HttpRequest) -> Caller:
+        found = await self._verifier.authenticate(request)
+        agent = str(found.agent)
+        return Caller(
+            agent=agent,
+            subject=agent,
+            profile=found.profile,
+            resource=self._id,
+            audience=found.audience,
+            instance=found.instance,
+            thumbprint=found.thumbprint,
+            expires=found.expires,
+            epoch=found.epoch,
+            names=found.names,
+        )
+
+
+class Doors:
+    """The doors of all resources that one service has.
+
+    Raises: SdkError ``resource_unknown`` for none, ``profile_unknown`` for a profile that is not spoken here.
+    """
+
+    __slots__ = ("_places",)
+
+    def __init__(
+        self, resources: Iterable[Resource], enforcement: Enforcement, window: ReplayWindow, clock: Clock
+    ) -> None:
+        places = []
+        for resource in resources:
+            base = normal(resource.url)
+            if base is None:
+                raise SdkError("response_invalid", "the URL of a resource")
+            at = base.index("/", base.index("://") + 3)
+            door = _door(resource, enforcement, window, clock)
+            places.append(Place(resource, base[:at], base[at:], door))
+        if not places:
+            raise SdkError("resource_unknown")
+        self._places = tuple(sorted(places, key=lambda place: len(place.path), reverse=True))
+
+    def place(self, path: str) -> Place | None:
+        """Return the resource that a request path belongs to: the one with the longest path."""
+        for place in self._places:
+            if place.holds(path):
+                return place
+        return None
+
+
+def _door(resource: Resource, enforcement: Enforcement, window: ReplayWindow, clock: Clock) -> Door:
+    if resource.profile in WIMSE:
+        return WimseDoor(resource, enforcement, window, clock)
+    raise SdkError("profile_unknown", resource.profile)

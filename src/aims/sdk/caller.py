@@ -1,0 +1,76 @@
+"""`Caller`: who made a request and for whom, as the middleware believed it.
+
+@app.route("/refund")
+async def refund(request):
+    caller = aims.sdk.caller.current()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Final
+
+import msgspec
+
+from aims.authentication.liveness import StopName
+from aims.sdk.errors import SdkError
+
+SCOPE_KEY: Final = "aims.caller"
+
+
+class Caller(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Who made a request.
+
+    ``agent`` is the SPIFFE ID (or WIMSE identifier) of the workload that proved the request; ``subject`` is who it acts
+    for, itself where it acts for nobody else; ``actors`` are those between, the outermost (who is ``agent``) first, and
+    empty where nobody acts for another. ``resource`` is the id of the policy's row, ``audience`` the name that the
+    caller used for it. ``expires`` (Unix seconds) is when its credential ends.
+    """
+
+    agent: str
+    subject: str
+    actors: tuple[str, ...] = ()
+    scopes: frozenset[str] = frozenset()
+    profile: str
+    resource: str
+    audience: str
+    instance: str | None = None
+    grant_id: str | None = None
+    thumbprint: str
+    expires: float
+    epoch: int | None = None
+    names: tuple[StopName, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Caller({self.agent}, subject={self.subject}, profile={self.profile})"
+
+    @property
+    def session(self) -> tuple[str, str, str | None]:
+        """To whom a session belongs: agent, subject and grant. Another one must not take it over."""
+        return self.agent, self.subject, self.grant_id
+
+
+_current: ContextVar[Caller] = ContextVar("aims_caller")
+
+
+def current() -> Caller:
+    """Return the caller of the request that this code runs for.
+
+    Raises: SdkError ``no_caller`` outside of a request that the middleware let in.
+    """
+    try:
+        return _current.get()
+    except LookupError:
+        raise SdkError("no_caller") from None
+
+
+@contextmanager
+def entered(caller: Caller) -> Iterator[None]:
+    """Make ``caller`` the current one inside the context; for middleware."""
+    token = _current.set(caller)
+    try:
+        yield
+    finally:
+        _current.reset(token)

@@ -1,0 +1,75 @@
+"""Authentication for httpx2, and a transport that knows whom it calls.
+
+async with aims.Identity() as me, me.client() as http:
+    answer = await http.post("https://localhost:8450/mcp", json=...)
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Generator
+from typing import Any, Final
+
+import httpx2
+
+from aims.sdk.proofs import AnswerFacts, Proof, RequestFacts
+
+CONNECT_SECONDS: Final = 5.0
+ANSWER_SECONDS: Final = 30.0
+
+ProofOf = Callable[[RequestFacts], Proof]
+
+
+class ProvedAuth(httpx2.Auth):
+    """Proves each request that it sees anew; works with both clients of httpx2."""
+
+    def __init__(self, proof_of: ProofOf) -> None:
+        self._proof_of = proof_of
+
+    def auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
+        proof = self._proof_of(RequestFacts(request.method, str(request.url)))
+        fields = next(proof)
+        while True:
+            for name, value in fields.items():
+                request.headers[name] = value
+            response = yield request
+            try:
+                fields = proof.send(AnswerFacts(response.status_code, response.headers))
+            except StopIteration:
+                return
+
+
+class KnowingTransport(httpx2.AsyncBaseTransport):
+    """Sends each request over TLS that was made for the peer behind its URL; without one nothing leaves.
+
+    ``context_of`` gives the context for a URL, the same one for the same peer. Neither proxies nor certificates of the
+    environment are used.
+    """
+
+    def __init__(self, context_of: Callable[[str], ssl.SSLContext]) -> None:
+        self._context_of = context_of
+        self._transports: dict[ssl.SSLContext, httpx2.AsyncHTTPTransport] = {}
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        context = self._context_of(str(request.url))
+        transport = self._transports.get(context)
+        if transport is None:
+            transport = httpx2.AsyncHTTPTransport(verify=context, trust_env=False)
+            self._transports[context] = transport
+        return await transport.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        for transport in self._transports.values():
+            await transport.aclose()
+
+
+def client(proof_of: ProofOf, context_of: Callable[[str], ssl.SSLContext], **options: Any) -> httpx2.AsyncClient:
+    """Return a client that proves its requests and checks its peers; ``options`` are those of `httpx2.AsyncClient`."""
+    given: dict[str, Any] = {
+        "auth": ProvedAuth(proof_of),
+        "transport": KnowingTransport(context_of),
+        "timeout": httpx2.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
+        "trust_env": False,
+        **options,
+    }
+    return httpx2.AsyncClient(**given)

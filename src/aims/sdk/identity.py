@@ -1,0 +1,247 @@
+"""`Identity`: who this process is, and what it can do with that.
+
+    async with aims.Identity() as me, me.client() as http:
+        answer = await http.post("https://localhost:8450/mcp", json={"question": 42})
+
+The node gives the identity to the process that it launched (`aims run`); nothing is configured and no secret is kept.
+Credentials rotate behind the same object. What was withdrawn is refused by the next call that needs it.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Collection
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
+from weakref import WeakSet
+
+from aims.authentication.errors import AuthenticationError
+from aims.authentication.peer import PeerRule, ResourceMap
+from aims.authentication.target import covers
+from aims.clock import Clock, IdSource, SystemClock, SystemIds
+from aims.credentials.bundle import BundleSet
+from aims.credentials.errors import CredentialError
+from aims.credentials.mtls import expected_roots, peer_check
+from aims.errors import AimsError
+from aims.identifiers import IdentifierError, SpiffeId
+from aims.sdk.errors import SdkError
+from aims.sdk.live import Live
+from aims.sdk.node_state import Resource, Settings
+from aims.sdk.proofs import Proof, RequestFacts, wimse
+from aims.sdk.workload_client import WorkloadClient
+from aims.tls import RotatingContext, public_server_context
+
+if TYPE_CHECKING:
+    import httpx2
+
+DEFAULT_SECONDS: Final = 10.0
+
+Peer: TypeAlias = SpiffeId | str | Collection[SpiffeId]
+"""One SPIFFE ID, or several of which any is expected."""
+
+
+class Identity:
+    """The identity of this process. Use it as ``async with``; it belongs to that event loop.
+
+    ``address`` is ``unix:///path`` of the Workload API, by default from ``SPIFFE_ENDPOINT_SOCKET``. Entering waits at
+    most ``seconds`` for the node. ``max_stale`` (seconds) lowers how long this process believes that nobody was stopped
+    without hearing so; it can never be raised.
+
+    Raises: SdkError about the address; entering raises ``no_node``, ``not_entitled`` and what else the node answers.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        seconds: float = DEFAULT_SECONDS,
+        max_stale: float | None = None,
+        clock: Clock | None = None,
+        ids: IdSource | None = None,
+    ) -> None:
+        self._address = address
+        self._seconds = seconds
+        self.clock = clock or SystemClock()
+        self.ids = ids or SystemIds(self.clock)
+        self._live = Live(address, self.clock, max_stale=max_stale)
+        self._clients: dict[frozenset[SpiffeId], RotatingContext] = {}
+        self._servers: WeakSet[ssl.SSLContext] = WeakSet()
+        self._shown: object = None
+        self._map: tuple[Settings, ResourceMap] | None = None
+        self._live.on_change(self._rotate)
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._live.start(self._seconds)
+        except BaseException:
+            await self._live.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self._live.stop()
+
+    def __repr__(self) -> str:
+        tls = self._live.tls
+        return f"Identity({'' if tls is None else tls.spiffe_id})"
+
+    @property
+    def live(self) -> Live:
+        """What the middleware of services works with."""
+        return self._live
+
+    @property
+    def spiffe_id(self) -> SpiffeId:
+        """Who this process is. Raises: SdkError ``not_started``, ``stopped``, ``expired``."""
+        return self._live.require_tls().spiffe_id
+
+    @property
+    def settings(self) -> Settings:
+        """What the node says about the server and the resources. Raises: SdkError ``no_node``."""
+        return self._live.require_settings()
+
+    def resource(self, url: str) -> Resource | None:
+        """Return the resource that ``url`` belongs to by the policy's table: the one with the longest URL."""
+        settings = self._live.settings
+        found = [] if settings is None else [row for row in settings.resources if covers(row.url, url)]
+        return max(found, key=lambda row: len(row.url), default=None)
+
+    # Calling
+
+    def auth(self, *, audience: str | None = None, profile: str | None = None) -> httpx2.Auth:
+        """Return authentication for httpx2 that proves each request by WIT and WPT.
+
+        ``audience`` is a name that the called service is known to have; by default the request's own URL. ``profile``
+        is ``wimse`` or ``wimse-method-bound``; by default what the resource map says for the URL, else ``wimse``.
+
+        Raises: SdkError ``profile_unknown``; a request then raises ``stopped``, ``expired``, ``no_wit``.
+        """
+        from aims.sdk.httpx2 import ProvedAuth
+
+        return ProvedAuth(self._prover(audience, profile))
+
+    def ssl_context(self, peer: Peer | None = None, *, url: str | None = None) -> ssl.SSLContext:
+        """Return a TLS context that lets no octet of a request leave for anybody but the expected peer.
+
+        The peer is ``peer``, or else what the resource map says for ``url``; without both, the one peer that the whole
+        map names. The context shows this process's X509-SVID where it is asked for, and rotates by itself.
+
+        Raises: SdkError ``peer_unknown``, ``stopped``, ``expired``, ``not_started``.
+        """
+        expected = self._expected(peer, url)
+        context = self._clients.get(expected)
+        if context is None:
+            tls = self._live.require_tls()
+            try:
+                context = RotatingContext.client(
+                    tls.identity, expected_roots(tls.bundles, expected), self._check(expected)
+                )
+            except CredentialError as error:
+                raise SdkError("peer_unknown", str(error)) from error
+            self._clients[expected] = context
+        return context
+
+    def client(self, *, audience: str | None = None, profile: str | None = None, **options: Any) -> httpx2.AsyncClient:
+        """Return an `httpx2.AsyncClient` that proves its requests and checks its peers by the resource map.
+
+        ``options`` are those of `httpx2.AsyncClient`. Close it, best with ``async with``.
+
+        Raises: as `auth`; a request then raises SdkError ``peer_unknown`` too.
+        """
+        from aims.sdk.httpx2 import client
+
+        return client(self._prover(audience, profile), lambda url: self.ssl_context(url=url), **options)
+
+    async def jwt_svid(self, audience: str, seconds: float = DEFAULT_SECONDS) -> str:
+        """Have the node make a JWT-SVID for one audience.
+
+        Raises: SdkError ``denied``, ``unavailable``, ``deadline``, ``refused``.
+        """
+        async with WorkloadClient(self._address) as node:
+            made = await node.fetch_jwt([audience], self.spiffe_id, seconds)
+        return made[0].token
+
+    def _prover(self, audience: str | None, profile: str | None) -> Callable[[RequestFacts], Proof]:
+        if profile not in {None, "wimse", "wimse-method-bound"}:
+            raise SdkError("profile_unknown", str(profile))
+
+        def prove(request: RequestFacts) -> Proof:
+            chosen = profile
+            if chosen is None:
+                resource = self.resource(request.url)
+                chosen = "wimse" if resource is None else resource.profile
+            return wimse(
+                request,
+                self._live.require_proof(),
+                self.clock,
+                self.ids,
+                audience=audience,
+                method_bound=chosen == "wimse-method-bound",
+            )
+
+        return prove
+
+    def _expected(self, peer: Peer | None, url: str | None) -> frozenset[SpiffeId]:
+        if peer is not None:
+            return _identifiers(peer)
+        settings = self._live.require_settings()
+        if url is None:
+            named = frozenset(row.peer for row in settings.resources)
+            if len(named) != 1:
+                raise SdkError("peer_unknown", f"the map names {len(named)} peers")
+            return named
+        if self._map is None or self._map[0] is not settings:
+            self._map = settings, ResourceMap({row.url: PeerRule.of(row.peer) for row in settings.resources})
+        try:
+            return self._map[1].rule(url).expected
+        except AuthenticationError as error:
+            raise SdkError("peer_unknown") from error
+
+    # Serving
+
+    def server_context(self) -> ssl.SSLContext:
+        """Return the TLS context of a service: it shows this process's X509-SVID and rotates by itself.
+
+        Clients are not asked for certificates: they prove themselves in each request.
+
+        Raises: SdkError ``stopped``, ``expired``, ``not_started``.
+        """
+        tls = self._live.require_tls()
+        context = public_server_context(tls.identity)
+        self._servers.add(context)
+        return context
+
+    def _check(self, expected: frozenset[SpiffeId]) -> Any:
+        own = self._live.require_tls().spiffe_id.trust_domain
+        return peer_check(self._bundles, self.clock, expected=expected, own=own)
+
+    def _bundles(self) -> BundleSet:
+        return self._live.require_tls().bundles
+
+    def _rotate(self) -> None:
+        tls = self._live.tls
+        if tls is None or tls is self._shown:
+            return
+        self._shown = tls
+        for expected, context in self._clients.items():
+            try:
+                context.update(tls.identity, expected_roots(tls.bundles, expected), self._check(expected))
+            except AimsError:
+                # The peer's trust domain is trusted no more: nobody is.
+                context.update(tls.identity, (), self._check(expected))
+        for server in self._servers:
+            tls.identity.load_into(server)
+
+
+def _identifiers(peer: Peer) -> frozenset[SpiffeId]:
+    try:
+        if isinstance(peer, str):
+            return frozenset({SpiffeId.parse_workload(peer)})
+    except IdentifierError as error:
+        raise SdkError("peer_unknown", error.code) from error
+    found = frozenset({peer}) if isinstance(peer, SpiffeId) else frozenset(peer)
+    if not found:
+        raise SdkError("peer_unknown", "nobody is expected")
+    return found

@@ -1,0 +1,124 @@
+"""Requests in progress: a stop reaches a caller whose request was let in before it.
+
+Without a stop nothing here costs anything. With one, every call whose caller it hits is cut: the application is told
+that its client has gone, and nothing more of its answer leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final, TypeAlias
+
+from aims.sdk.caller import Caller
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+SWEEP_SECONDS: Final = 1.0
+_GONE: Final[Message] = {"type": "http.disconnect"}
+
+
+class CutError(OSError):
+    """What an application gets that goes on answering a caller who was stopped, as if its client had gone."""
+
+    @staticmethod
+    def explains(error: BaseException) -> bool:
+        """Tell whether ``error`` is nothing but this, alone or in groups."""
+        if isinstance(error, BaseExceptionGroup):
+            return error.split(CutError)[1] is None
+        return isinstance(error, CutError)
+
+
+class OpenCall:
+    """One request that was let in. ``receive`` and ``send`` are what the application gets."""
+
+    __slots__ = ("_complete", "_cut", "_receive", "_send", "_started", "caller")
+
+    def __init__(self, caller: Caller, receive: Receive, send: Send) -> None:
+        self.caller = caller
+        self._receive = receive
+        self._send = send
+        self._cut: asyncio.Event | None = None
+        self._started = False
+        self._complete = False  # the request has been read
+
+    @property
+    def started(self) -> bool:
+        """Whether an answer has begun to leave."""
+        return self._started
+
+    @property
+    def is_cut(self) -> bool:
+        return self._cut is not None and self._cut.is_set()
+
+    def cut(self) -> None:
+        """Let nothing more in or out."""
+        if self._cut is None:
+            self._cut = asyncio.Event()
+        self._cut.set()
+
+    async def receive(self) -> Message:
+        if self._cut is None:
+            self._cut = asyncio.Event()
+        if self._cut.is_set():
+            return _GONE
+        if not self._complete:
+            message = await self._receive()
+            self._complete = not message.get("more_body", False)
+            return _GONE if self.is_cut else message
+        # From here on the application waits for its client to go.
+        received, gone = asyncio.ensure_future(self._receive()), asyncio.ensure_future(self._cut.wait())
+        try:
+            await asyncio.wait({received, gone}, return_when=asyncio.FIRST_COMPLETED)
+            return received.result() if received.done() and not self._cut.is_set() else _GONE
+        finally:
+            for task in (received, gone):
+                if not task.done():
+                    task.cancel()
+
+    async def send(self, message: Message) -> None:
+        if self.is_cut:
+            raise CutError
+        if message["type"] == "http.response.start":
+            self._started = True
+        await self._send(message)
+
+
+class OpenCalls:
+    """The requests in progress of one middleware. ``judge`` says whether a caller may go on."""
+
+    __slots__ = ("_calls", "_judge", "_timer")
+
+    def __init__(self, judge: Callable[[Caller], bool]) -> None:
+        self._calls: set[OpenCall] = set()
+        self._judge = judge
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def add(self, call: OpenCall) -> None:
+        """Watch over ``call`` until it is discarded."""
+        self._calls.add(call)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._turn)
+
+    def discard(self, call: OpenCall) -> None:
+        self._calls.discard(call)
+
+    def sweep(self) -> None:
+        """Cut every call whose caller may not go on."""
+        for call in tuple(self._calls):
+            if not call.is_cut and not self._judge(call.caller):
+                call.cut()
+
+    def _turn(self) -> None:
+        # Ends of credentials and of knowledge come without a message.
+        self._timer = None
+        self.sweep()
+        if self._calls:
+            self._timer = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._turn)

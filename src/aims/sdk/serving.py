@@ -1,0 +1,95 @@
+"""Serving an ASGI application over TLS with this process's own X509-SVID, under uvicorn.
+
+    async with aims.Identity() as me:
+        await serve(Middleware(app, me), me, port=8450)
+
+The certificate rotates without a restart. Clients are not asked for one: they prove themselves in each request.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import uvicorn
+
+from aims.sdk.open_calls import App
+
+KEEP_ALIVE_SECONDS: Final = 30
+END_SECONDS: Final = 5
+
+
+class Shown(Protocol):
+    """What serving needs of an `aims.Identity`."""
+
+    def server_context(self) -> ssl.SSLContext:
+        """Return the TLS context to serve with."""
+        ...
+
+
+def listening(port: int, host: str = "127.0.0.1", *, shared: bool = False) -> socket.socket:
+    """Return a listening socket; with ``shared`` several processes of this user may listen on the same port.
+
+    Raises: OSError.
+    """
+    # The protocol is named because asyncio switches Nagle's algorithm off only then.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        opened.bind((host, port))
+        opened.listen(512)
+        opened.setblocking(False)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+async def serve(
+    app: App,
+    identity: Shown,
+    *,
+    port: int,
+    host: str = "127.0.0.1",
+    shared: bool = False,
+    ready: Callable[[int], None] | None = None,
+) -> None:
+    """Serve ``app`` until the process is told to end (SIGTERM, SIGINT); ``ready`` is called with the port in use.
+
+    ``shared`` is that of `listening`: each process must have been launched by itself, for a child has no identity.
+
+    Raises: OSError for a port in use, SdkError as `aims.Identity.server_context`.
+    """
+    context = identity.server_context()
+    with listening(port, host, shared=shared) as opened:
+        server = _Server(
+            uvicorn.Config(
+                app,
+                http="h11",  # the one with a limit to the header of a request
+                ws="none",
+                ssl_context_factory=lambda *_: context,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=END_SECONDS,
+            )
+        )
+        if ready is not None:
+            server.ready = lambda: ready(opened.getsockname()[1])
+        await server.serve(sockets=[opened])
+
+
+class _Server(uvicorn.Server):
+    ready: Callable[[], None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.ready is not None and not self.should_exit:
+            self.ready()
