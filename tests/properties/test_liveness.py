@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.properties.proof_material import FixedClock
 
+from aims.authentication import liveness
 from aims.authentication.errors import CONSEQUENCES, AuthenticationError
 from aims.authentication.liveness import MAX_NUMBER, Liveness, Named, StopLine, StopName, StopView, names_of
 from aims.identifiers import TrustDomain
@@ -174,6 +175,19 @@ def test_a_line_that_no_stop_has_does_not_exist(line: tuple[str, str, int, bool]
     kind, id_, seq, blocked = line
     with pytest.raises(ValueError, match="stop"):
         StopLine(kind, id_, seq, blocked)
+
+
+def test_more_stops_than_a_view_may_hold_leave_it_without_knowledge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(liveness, "MAX_STOPS", 2)
+    view = _view(FixedClock(), *(StopLine("agent", id_, 1, blocked=False) for id_ in "ab"))
+    assert view.check(NAMES, 5) is OK
+    view.advance(100, 101, StopLine("agent", "c", 101, blocked=False))
+    view.heartbeat(101)
+    assert view.check(NAMES, 5) is UNKNOWN
+    with pytest.raises(ValueError, match="too many"):
+        view.full(101, [StopLine("agent", id_, 1, blocked=False) for id_ in "abc"])
+    view.heartbeat(101)
+    assert view.check(NAMES, 5) is UNKNOWN
 
 
 _LINES = st.lists(

@@ -151,7 +151,9 @@ async def test_the_file_keeps_claims_over_restarts_and_a_reboot_or_damage_starts
     window = _file(path, clock, boot=b"boot-2")
     assert window.complete_since >= NOW + 50
     window.close()
-    for damage in (b"", b"garbage", path.read_bytes()[:-1], b"x" + path.read_bytes()[1:]):
+    whole = path.read_bytes()
+    no_sets = whole[:48] + bytes(8) + whole[56:4096]
+    for damage in (b"", b"garbage", whole[:-1], b"x" + whole[1:], no_sets):
         path.write_bytes(damage)
         clock.at += 1
         window = _file(path, clock, boot=b"boot-2")
@@ -173,8 +175,10 @@ async def test_a_clock_set_back_over_a_restart_refuses(tmp_path: Path) -> None:
     window.close()
 
 
-def test_the_file_is_private_and_has_one_user(tmp_path: Path) -> None:
+def test_the_file_is_private_and_has_one_user_and_its_room_from_the_start(tmp_path: Path) -> None:
     path, clock = tmp_path / "window", FixedClock()
+    with pytest.raises(AuthenticationError, match="window_unavailable"):
+        FileWindow(path, clock, capacity=2**50)
     window = _file(path, clock)
     assert path.stat().st_mode & 0o777 == 0o600
     with pytest.raises(AuthenticationError, match="window_unavailable"):

@@ -140,6 +140,7 @@ CLAIM_REFUSALS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("wpt_aud", {"aud": "http://tool.example/mcp"}, {"aud": "HTTPS://TOOL.example:443/mcp"}),
     ("wpt_aud", {"aud": URL + "/"}, {"aud": "https://tool.example/%6Dcp"}),
     ("wpt_aud", {"aud": "URN:tool"}, {"aud": "urn:tool"}),
+    ("wpt_aud", {"aud": "urn:tool2?x"}, {"aud": "urn:tool?x"}),
     ("wpt_aud", {"aud": "https://tool.example"}, {"aud": URL}),
     ("wpt_exp_missing", {"exp": ...}, {"exp": NOW + 1}),
     ("wpt_expired", {"exp": NOW - 5}, {"exp": NOW - 4}),
@@ -335,6 +336,7 @@ def test_rules_without_a_name_or_with_wide_limits_do_not_exist() -> None:
             ProofRules(**options)
     with pytest.raises(ValueError, match="leeway"):
         verify_proof(http(), wit_value(), BOUND, now=NOW, profile=dataclasses.replace(WPT, leeway=31))
+    verify_proof(http(f"WPT {proof_text()}"), wit_value(), BOUND, now=NOW, profile=dataclasses.replace(WPT, leeway=30))
     short = dataclasses.replace(BOUND, longest=60)
     assert _answer(proof_text(exp=NOW + 60), short) == "wpt_exp_too_far"
     assert _answer(proof_text(exp=NOW + 59), short) == "accept"

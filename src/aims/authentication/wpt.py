@@ -313,8 +313,6 @@ def _expiry(claims: Mapping[str, Any], now: float, rules: ProofRules, late: Jose
     expires = claims.get("exp")
     if expires is None:
         raise AuthenticationError("wpt_exp_missing")
-    if late is not None and late.reason == "expired":
-        raise AuthenticationError("wpt_expired") from late
     if expires - now >= rules.longest:
         raise AuthenticationError("wpt_exp_too_far")
     if late is not None:
