@@ -86,6 +86,17 @@ def test_state_is_known_for_max_stale_after_the_last_heartbeat_by_the_monotonic_
     assert view.check(NAMES, 5) is UNKNOWN
     view.heartbeat(8)
     assert view.check(NAMES, 5) is OK
+    clock.at = 1010
+    view.heartbeat(8, 4.5)  # passed on by somebody who has had it for a while
+    assert view.check(NAMES, 5) is UNKNOWN
+    view.heartbeat(8, 3.5)
+    assert view.check(NAMES, 5) is OK
+    clock.at = 1011
+    assert view.check(NAMES, 5) is UNKNOWN
+    view.heartbeat(8, -100)
+    view.heartbeat(8, 4)  # never makes older what was heard since
+    clock.at = 1015
+    assert view.check(NAMES, 5) is OK
     clock.at = 999  # no monotonic clock does this
     assert view.check(NAMES, 5) is UNKNOWN
     for wrong in (0, -1, 10.1):

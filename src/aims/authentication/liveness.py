@@ -172,13 +172,13 @@ class StopView:
         Such a credential is not fenced, but a foreign agent that is blocked here by name is refused. One without epoch
         that has a name of ours is refused: no stop could reach it. So is one without any name.
         """
-        found = False
+        stops, found = self._stops, False
         for name in names:
             found = True
-            if epoch is None and (name.kind != "agent" or name.id.startswith(self._own)):
-                return Liveness.STOPPED
-            stop = self._stops.get((name.kind, name.id))
+            stop = stops.get(name if type(name) is StopName else (name.kind, name.id))
             if stop is not None and (stop[1] or (epoch is not None and epoch < stop[0])):
+                return Liveness.STOPPED
+            if epoch is None and (name.kind != "agent" or name.id.startswith(self._own)):
                 return Liveness.STOPPED
         return Liveness.OK if found and self._fresh() else Liveness.STATE_UNKNOWN
 

@@ -14,7 +14,7 @@ from aims.authentication.target import MAX_OCTETS as MAX_TARGET_OCTETS
 from aims.authentication.target import normal
 
 MAX_FIELDS = 128
-MAX_FIELD_OCTETS = 65_536  # names and values of all fields together
+MAX_VALUE_OCTETS = 65_536  # of all fields together; a name has 256 at most
 
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}", re.ASCII)  # RFC 9110 5.6.2
 _VALUE = re.compile(r"[\t -~\x80-\xff]*")  # RFC 9110 5.5, one character for each octet
@@ -50,7 +50,7 @@ class HttpRequest(msgspec.Struct, frozen=True, gc=False):
 
         Raises:
             AuthenticationError: ``request_malformed``: method or field name that is no token, a target URI that has no
-                normal form, control characters in a value, over 128 fields or 64 KiB of them.
+                normal form, control characters in a value, over 128 fields, or values over 64 KiB together.
         """
         if len(method) > _METHOD_OCTETS or _TOKEN.fullmatch(method) is None:
             raise AuthenticationError("request_malformed", "method")
@@ -60,7 +60,7 @@ class HttpRequest(msgspec.Struct, frozen=True, gc=False):
             raise AuthenticationError("request_malformed", "digest of the body")
         fields = tuple([(_field_name(name), _text(value)) for name, value in islice(headers, MAX_FIELDS + 1)])
         values = "".join([value for _, value in fields])
-        if len(fields) > MAX_FIELDS or len(values) + sum([len(name) for name, _ in fields]) > MAX_FIELD_OCTETS:
+        if len(fields) > MAX_FIELDS or len(values) > MAX_VALUE_OCTETS:
             raise AuthenticationError("request_malformed", "too many header fields")
         if not (values.isascii() and values.isprintable()) and _VALUE.fullmatch(values) is None:
             raise AuthenticationError("request_malformed", "value of a header field")
