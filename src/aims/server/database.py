@@ -26,6 +26,7 @@ STORES = (
     "aims.provisioning.instances",
     "aims.authorization.store",
     "aims.monitoring.store",
+    "aims.authorization.people.store",
 )
 """Every module that declares tables. A room adds its ``store`` here, and a revision to ``migrations/versions``."""
 

@@ -18,6 +18,8 @@ LIFE: Final = MappingProxyType(
         Purpose.JWT_SVID: 7 * DAY,
         Purpose.WIT_SVID: 7 * DAY,
         Purpose.ACCESS_TOKEN: 7 * DAY,
+        Purpose.TXN_TOKEN: 7 * DAY,
+        Purpose.SET: 7 * DAY,
         Purpose.TLS_PUBLIC: 5 * 365 * DAY,  # people import it into browsers by hand
     }
 )
@@ -28,6 +30,8 @@ SIGNED_LIFE: Final = MappingProxyType(
         Purpose.JWT_SVID: 600,
         Purpose.WIT_SVID: DAY,
         Purpose.ACCESS_TOKEN: 3600,
+        Purpose.TXN_TOKEN: 300,
+        Purpose.SET: DAY,
         Purpose.TLS_PUBLIC: 90 * DAY,
     }
 )
