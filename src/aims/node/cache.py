@@ -32,7 +32,8 @@ from aims.node.server_state import ServerState
 from aims.node.workload_errors import WorkloadApiError
 
 MAX_AUDIENCES: Final = 8
-"""The server makes no token for more."""
+MAX_AUDIENCE_OCTETS: Final = 4096
+"""The server makes no token for more, nor for audiences that are longer together."""
 MAX_PROCESSES: Final = 4096
 
 
@@ -76,16 +77,11 @@ class Tenant:
         """Return what the process is entitled to now, by what it shows and what is stopped."""
         if self._ended is not None:
             return ()
-        return tuple(
-            entry
-            for entry in self._state.entries
-            if entry.active
-            and not self._state.blocked(self._issuer.names(entry.spiffe_id, self.process.instance))
-            and self.process.may_be(entry)
-        )
+        return tuple(entry for entry in self.process.among(self._state) if not self._stopped(entry))
 
     async def watch(self) -> AsyncGenerator[IdentityState, None]:
         """Yield the present state, then each later one; ends by an exception."""
+        self.process.check()
         self._users += 1
         try:
             for holding in self._holdings.values():
@@ -102,7 +98,11 @@ class Tenant:
             self._used_at = self._clock.monotonic()
 
     async def tokens(self, audiences: tuple[str, ...], spiffe_id: SpiffeId | None) -> tuple[JwtIdentity, ...]:
-        """Return one JWT-SVID for each identity, or for ``spiffe_id`` alone."""
+        """Return one JWT-SVID for each identity, or for ``spiffe_id`` alone.
+
+        Raises: the first error, if nothing could be made.
+        """
+        self.process.check()
         self._users += 1
         try:
             for holding in self._holdings.values():
@@ -111,14 +111,17 @@ class Tenant:
             chosen = [holding for holding in self._in_order() if spiffe_id in {None, holding.entry.spiffe_id}]
             if not chosen:
                 raise WorkloadApiError("not_entitled")
-            made = await asyncio.gather(*(holding.token(audiences) for holding in chosen))
+            tried = await asyncio.gather(*(holding.token(audiences) for holding in chosen), return_exceptions=True)
         finally:
             self._users -= 1
             self._used_at = self._clock.monotonic()
-        if not self.process.alive() or self._ended is not None:
-            raise WorkloadApiError("not_entitled", "ended")
+        failures = [each for each in tried if isinstance(each, BaseException)]
+        if len(failures) == len(tried):
+            raise failures[0]
+        self.process.check()
+        # what was taken away meanwhile is not handed out
         still = {entry.spiffe_id for entry in self.entries()}
-        return tuple(identity for identity in made if identity.spiffe_id in still)
+        return tuple(each for each in tried if isinstance(each, JwtIdentity) and each.spiffe_id in still)
 
     def settle(self) -> None:
         """Bring what is held into line with what the server says, and show it."""
@@ -206,11 +209,15 @@ class Tenant:
         self._latest.set(state)
 
     def _why_nothing(self) -> AimsError:
-        for entry in self._state.entries:
-            names = self._issuer.names(entry.spiffe_id, self.process.instance)
-            if self.process.may_be(entry) and (not entry.active or self._state.blocked(names)):
-                return NodeError("stopped", str(entry.spiffe_id))
-        return WorkloadApiError("not_entitled")
+        try:
+            stopped = any(map(self._stopped, self.process.among(self._state)))
+        except NodeError as error:
+            return error
+        return NodeError("stopped") if stopped else WorkloadApiError("not_entitled")
+
+    def _stopped(self, entry: Entry) -> bool:
+        names = self._issuer.names(entry.spiffe_id, self.process.instance)
+        return not entry.active or self._state.blocked(names)
 
     def _fail(self, error: AimsError) -> None:
         self._error, self._shown = error, False
@@ -259,8 +266,9 @@ class IdentityCache:
     async def jwt_svids(
         self, caller: Caller, audiences: tuple[str, ...], spiffe_id: SpiffeId | None
     ) -> tuple[JwtIdentity, ...]:
-        if len(audiences) > MAX_AUDIENCES:
-            raise WorkloadApiError("audience_invalid", f"{len(audiences)}")
+        plain = all(audience.isascii() and audience.isprintable() for audience in audiences)
+        if not plain or len(audiences) > MAX_AUDIENCES or sum(map(len, audiences)) > MAX_AUDIENCE_OCTETS:
+            raise WorkloadApiError("audience_invalid")
         return await self._tenant(caller).tokens(audiences, spiffe_id)
 
     async def validate_jwt_svid(self, caller: Caller, audience: str, token: str) -> ValidatedJwtSvid:

@@ -22,6 +22,8 @@ MAX_TOKENS: Final = 64
 AGAIN: Final = Backoff(first=0.25, most=15.0)
 REFUSED_PAUSE: Final = 1.0
 """Seconds that a refusal stands before a process that asks again makes the node ask again."""
+LEAST_PAUSE: Final = 1.0
+"""Seconds between issues, however short the life that the server gives."""
 
 _log = logging.getLogger("aims.node")
 
@@ -96,9 +98,12 @@ class Holding:
 
     def ask_again(self) -> None:
         """Ask again if there is nothing, and the last failure is not from just now."""
-        if self.current is None and self._clock.monotonic() - self._failed_at >= REFUSED_PAUSE:
+        if self._clock.monotonic() - self._failed_at < REFUSED_PAUSE:
+            return
+        held = self.credential
+        if self.current is None and (held is not None or self.error is not None):
             self.renew()
-        elif self.credential is not None and self._clock.now() >= self.credential.renew_at:
+        elif held is not None and self._clock.now() >= held.renew_at:
             self._wake.set()
 
     async def ready(self) -> Credential:
@@ -120,6 +125,7 @@ class Holding:
         Raises: as `Issuer.token`.
         """
         held = await self.ready()
+        audiences = tuple(sorted(audiences))
         async with self._token_lock:
             now = self._clock.now()
             token = self._tokens.get(audiences)
@@ -163,7 +169,7 @@ class Holding:
             self._tokens.clear()
             self._changed()
             if self.entry == entry:
-                await self._sleep(credential.renew_at)
+                await self._sleep(max(credential.renew_at, self._clock.now() + LEAST_PAUSE))
 
     async def _issue(self, entry: Entry) -> Credential:
         try:

@@ -11,12 +11,14 @@ import os
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from aims.attestation import Measurement, UnixEvidence, separation
+from aims.attestation import Measurement, separation
 from aims.clock import Clock
+from aims.node.errors import NodeError
 from aims.node.launches import Launch
 from aims.node.messages import Entry
 from aims.node.peer import Peer
 from aims.node.server_client import Evidence
+from aims.node.server_state import ServerState
 
 _MAX_NAME: Final = 512
 
@@ -31,8 +33,15 @@ class Process(Protocol):
         """Tell whether it still runs."""
         ...
 
-    def may_be(self, entry: Entry) -> bool:
-        """Tell whether the process shows what ``entry`` demands. Raises: NodeError ``peer_gone``, ``launch_ended``."""
+    def among(self, state: ServerState) -> tuple[Entry, ...]:
+        """Return the entries whose demands the process meets now, the oldest first. Raises: NodeError ``peer_gone``."""
+        ...
+
+    def check(self) -> None:
+        """Look, without waiting, whether the process is still what was vouched for.
+
+        Raises: NodeError ``launch_ended``, ``peer_gone``, ``exe_changed``, ``exe_unreadable``.
+        """
         ...
 
     async def evidence(self) -> Evidence:
@@ -62,9 +71,13 @@ class LaunchedProcess:
     def alive(self) -> bool:
         return self._launch.alive()
 
-    def may_be(self, entry: Entry) -> bool:
+    def among(self, state: ServerState) -> tuple[Entry, ...]:
         # two agents may have one program, and all unmeasured launches have one selector: only the name tells them apart
-        return entry.spiffe_id == self._launch.spiffe_id and entry.selectors <= self._launch.selectors
+        own = state.entries_of(self._launch.spiffe_id)
+        return tuple(entry for entry in own if entry.selectors <= self._launch.selectors)
+
+    def check(self) -> None:
+        self._launch.check_executable()
 
     async def evidence(self) -> Evidence:
         collected = int(self._clock.now())
@@ -101,11 +114,16 @@ class PeerProcess:
     def alive(self) -> bool:
         return self._peer.alive()
 
-    def may_be(self, entry: Entry) -> bool:
-        return not entry.launched and entry.selectors <= self._look().selectors()
+    def among(self, state: ServerState) -> tuple[Entry, ...]:
+        found = self._peer.evidence().selectors()
+        return tuple(entry for entry in state.unlaunched if entry.selectors <= found)
+
+    def check(self) -> None:
+        if not self.alive():
+            raise NodeError("peer_gone", repr(self._peer))
 
     async def evidence(self) -> Evidence:
-        found = self._look()
+        found = self._peer.evidence()
         return Evidence(
             kind="unix",
             collected_at=int(self._clock.now()),
@@ -116,9 +134,6 @@ class PeerProcess:
 
     def close(self) -> None:
         self._peer.close()
-
-    def _look(self) -> UnixEvidence:
-        return self._peer.evidence()
 
 
 def _wire(measurement: Measurement) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Final
 from aims.clock import Clock
 from aims.credentials.bundle import Bundle, BundleSet
 from aims.credentials.errors import CredentialError
-from aims.identifiers import TrustDomain
+from aims.identifiers import SpiffeId, TrustDomain
 from aims.node.approvals import Approved
 from aims.node.errors import NodeError
 from aims.node.messages import (
@@ -41,6 +41,8 @@ class ServerState:
         self._clock = clock
         self._listeners: list[Callable[[], None]] = []
         self._entries: dict[str, Entry] = {}
+        self._by_spiffe_id: dict[SpiffeId, tuple[Entry, ...]] = {}
+        self._unlaunched: tuple[Entry, ...] = ()
         self._stops: dict[StopKey, Stop] = {}
         self._bundles = BundleSet()
         self._settings: Settings | None = None
@@ -76,7 +78,16 @@ class ServerState:
     @property
     def entries(self) -> tuple[Entry, ...]:
         """Every entry of this node, the oldest first."""
-        return tuple(sorted(self._entries.values(), key=lambda entry: entry.id))
+        return tuple(entry for _, entry in sorted(self._entries.items()))
+
+    @property
+    def unlaunched(self) -> tuple[Entry, ...]:
+        """The entries that do not demand a launch, the oldest first."""
+        return self._unlaunched
+
+    def entries_of(self, spiffe_id: SpiffeId) -> tuple[Entry, ...]:
+        """Return the entries of one agent or service, the oldest first."""
+        return self._by_spiffe_id.get(spiffe_id, ())
 
     @property
     def stops(self) -> tuple[Stop, ...]:
@@ -154,6 +165,7 @@ class ServerState:
         """Take it that the server knows this node no more: it may issue nothing."""
         self._known = True
         self._entries = {}
+        self._sort()
         self._tell()
 
     def lost(self) -> None:
@@ -165,6 +177,7 @@ class ServerState:
             self._gap(f"state {state.seq} after {self._seq}")
         self._accept(state.bundle)
         self._entries = {entry.id: entry for entry in state.entries}
+        self._sort()
         self._stops = {stop.key: stop for stop in state.stops}
         self._settings = state.settings
         self._seq = state.seq
@@ -176,6 +189,14 @@ class ServerState:
         self._entries.update((entry.id, entry) for entry in message.entries)
         if len(self._entries) > MAX_ENTRIES:
             self._gap("too many entries")
+        self._sort()
+
+    def _sort(self) -> None:
+        by_spiffe_id: dict[SpiffeId, list[Entry]] = {}
+        for entry in self.entries:
+            by_spiffe_id.setdefault(entry.spiffe_id, []).append(entry)
+        self._by_spiffe_id = {spiffe_id: tuple(entries) for spiffe_id, entries in by_spiffe_id.items()}
+        self._unlaunched = tuple(entry for entry in self.entries if not entry.launched)
 
     def _advance(self, seq: int) -> None:
         if seq < self._seq:
