@@ -41,6 +41,46 @@ def check(
     return 0 if answer["effect"] == "permit" else REFUSED
 
 
+@app.command(name="show")
+def show_policy(
+    *,
+    folder: Annotated[
+        Path | None, Parameter(name="--folder", help="write the bundle's files into this new folder")
+    ] = None,
+    run_dir: Annotated[Path | None, Parameter(help="where the server's sockets are")] = None,
+    output: Output = "text",
+) -> None:
+    """Show the policy in force; with --folder, as files that `aims policy apply` takes back."""
+    with AdminClient(socket_path(run_dir)) as client:
+        answer: dict[str, Any] = client.call("GET", "/admin/v1/policy")
+    if folder is not None:
+        folder.mkdir(mode=0o700, parents=True)
+        for name, text in answer["files"].items():
+            (folder / name).write_text(text, "utf-8")
+        show(answer, output, f"policy {answer['version']} is in {folder}")
+        return
+    show(answer, output, "\n".join(f"# {name}\n{text}" for name, text in answer["files"].items()))
+
+
+@app.command(name="apply")
+def apply_policy(
+    folder: Path,
+    *,
+    reason: Annotated[str, Parameter(name="--reason", help="why, for the record")] = "",
+    run_dir: Annotated[Path | None, Parameter(help="where the server's sockets are")] = None,
+    output: Output = "text",
+) -> None:
+    """Put the policy of a folder in force at once, as one recorded change."""
+    from aims.policy.bundle import Bundle
+
+    bundle = Bundle.from_folder(folder)
+    files = {name: octets.decode("utf-8") for name, octets in bundle.files.items()}
+    with AdminClient(socket_path(run_dir), reason) as client:
+        before = client.call("GET", "/admin/v1/status")["policy"]
+        answer: dict[str, Any] = client.call("POST", "/admin/v1/policy", {"files": files, "before": before})
+    show(answer, output, f"policy {answer['version']} is in force")
+
+
 def _party(text: str, facts: list[str] | None) -> dict[str, object]:
     kind, colon, name = text.partition(":")
     if not colon:

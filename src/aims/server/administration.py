@@ -7,11 +7,17 @@ from typing import Annotated, Literal
 import msgspec
 
 from aims.audit.record import inert
+from aims.policy.bundle import Bundle
+from aims.policy.errors import PolicyError
 from aims.policy.question import Decision, Entity, Fact, Question
+from aims.policy.store import active
 from aims.server.admin import AdminCall, AdminRoute, Nothing, reading
+from aims.server.admin_monitoring import MonitoringCalls
 from aims.server.admin_registry import RegistryCalls
 from aims.server.core import Core
+from aims.server.policy_activation import activate
 from aims.storage.intent import Plan
+from aims.storage.write import Outcome
 
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
 
@@ -31,6 +37,20 @@ class CheckPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     action: Literal["issue", "token", "exchange", "transact", "call", "stop", "administer"]
     resource: Party
     context: dict[str, str | int | bool | list[str]] = {}
+
+
+class ApplyPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A whole bundle by file name, and the version that it is to replace."""
+
+    files: Annotated[dict[Text, str], msgspec.Meta(max_length=64)]
+    before: Text
+
+
+class PolicyBundle(msgspec.Struct, frozen=True):
+    """The bundle in force."""
+
+    version: str
+    files: dict[str, str]
 
 
 class Checked(msgspec.Struct, frozen=True):
@@ -89,9 +109,35 @@ def routes(core: Core) -> tuple[AdminRoute, ...]:
             },
         )
 
+    async def show(call: AdminCall, _: Nothing) -> Plan[object]:
+        bundle = await core.database.read(active)
+        if bundle is None:
+            raise PolicyError("inactive")
+        files = {name: octets.decode("utf-8") for name, octets in bundle.files.items()}
+        return reading(call, "policy.show", PolicyBundle(bundle.version, files))
+
+    async def apply(call: AdminCall, body: ApplyPolicy) -> Plan[object]:
+        bundle = Bundle.from_files({name: text.encode("utf-8") for name, text in body.files.items()})
+        plan = activate(
+            bundle,
+            before=body.before,
+            now=call.now,
+            record_id=call.request_id,
+            operator=call.operator.as_member(),
+            cause=call.operator.as_cause(),
+        )
+
+        def answer(outcome: Outcome) -> object:
+            return {"version": plan.answer(outcome), "before": body.before}
+
+        return Plan(plan.write, answer)
+
     return (
         *RegistryCalls(core).routes(),
+        *MonitoringCalls(core).routes(),
         AdminRoute("status", "GET", "/admin/v1/status", Nothing, False, status),
+        AdminRoute("policy.show", "GET", "/admin/v1/policy", Nothing, False, show),
+        AdminRoute("policy.apply", "POST", "/admin/v1/policy", ApplyPolicy, True, apply),
         AdminRoute("policy.check", "POST", "/admin/v1/policy/check", CheckPolicy, False, check),
     )
 

@@ -24,6 +24,7 @@ from aims.server.authorization_routes import AuthorizationRoutes
 from aims.server.core import Core, News
 from aims.server.documents import document_routes
 from aims.server.http import Answer, App, Listener, Scope, answering, header
+from aims.server.monitoring_routes import monitoring_routes
 from aims.server.node_stream import VERSION_HEADER, NodeStreams, peer_svid
 from aims.tls import RotatingContext, public_server_context
 
@@ -72,7 +73,12 @@ class Listeners:
             ids=core.ids,
         )
         authorization = AuthorizationRoutes(core, core.key_store)
-        public = {**self._routes(nodes, "public"), **document_routes(core), **authorization.public}
+        public = {
+            **self._routes(nodes, "public"),
+            **document_routes(core),
+            **authorization.public,
+            **monitoring_routes(core),
+        }
         self.public = Listener(_hosts(core.settings.public_port), public)
         mtls = {**self._routes(nodes, "mtls"), **authorization.mtls}
         mtls["GET", "/node/v1/watch"] = NodeStreams(core)

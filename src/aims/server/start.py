@@ -96,12 +96,14 @@ def sequencer_of(settings: Settings, location: Location, key: SigningKey, *, clo
 
 
 async def put_policy_in_force(settings: Settings, *, clock: Clock, ids: IdSource) -> None:
-    """Activate the bundle of the policy folder, or the shipped one, unless it is the one in force."""
-    bundle = Bundle.from_folder(settings.policy_dir) if settings.policy_dir else Bundle.shipped()
+    """Activate the bundle of the policy folder; without one, the shipped bundle where none was ever in force."""
     database = Database.open(settings.database_url, clock=clock, ids=ids, folder=settings.server_dir)
     try:
         with database.reading() as connection:
             before = active_version(connection)
+        if settings.policy_dir is None and before is not None:
+            return
+        bundle = Bundle.from_folder(settings.policy_dir) if settings.policy_dir else Bundle.shipped()
         if before == bundle.version:
             return
         plan = activate(

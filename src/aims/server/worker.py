@@ -30,6 +30,7 @@ from aims.server.core import Core
 from aims.server.http import App
 from aims.server.listeners import Listeners
 from aims.server.log import start_logging
+from aims.server.monitoring_routes import monitoring_of
 from aims.server.protocol import BoundedProtocol
 from aims.server.supervisor import WorkerOrder
 from aims.storage.database import Database
@@ -106,7 +107,7 @@ async def work(order: WorkerOrder) -> None:
             (_server(listeners.mtls, listeners.mtls_context), _shared(order.mtls)),
         ]
         async with asyncio.TaskGroup() as tasks:
-            keeping = tasks.create_task(listeners.keep())
+            keeping = [tasks.create_task(listeners.keep()), tasks.create_task(monitoring_of(core).keep())]
             for server, sockets in servers:
                 tasks.create_task(server.serve(sockets=sockets))
             for server, _ in servers:
@@ -114,7 +115,8 @@ async def work(order: WorkerOrder) -> None:
             sys.stdout.write("ready\n")
             sys.stdout.flush()
             await stopping.wait()
-            keeping.cancel()
+            for task in keeping:
+                task.cancel()
             for server, _ in servers:
                 server.should_exit = True
     finally:
