@@ -154,7 +154,7 @@ class World:
         }
         if self.database:
             options["database"] = self.database
-        argv = aims("up", *(part for name, value in options.items() for part in (f"--{name}", value)))
+        argv = aims("up", "--no-node", *(part for name, value in options.items() for part in (f"--{name}", value)))
         self.server = await Process.start("aims up", argv, log=self.log)
         await self.server.until("ready")
         return self.server
