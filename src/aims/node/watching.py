@@ -78,6 +78,7 @@ class Watch:
                 async for line in lines:
                     message = messages.read(line, self._state.trust_domain)
                     self._state.apply(message, first=not complete)
+                    self._hear(message)
                     complete, self._failures, self.problem = True, 0, None
                     self.first.set()
                     if self._new_bundle():
