@@ -144,11 +144,17 @@ class ServerClient:
 
     def __init__(self, url: str, context: ssl.SSLContext) -> None:
         self._url = base_url(url)
+        self._context = context
         self._http = _client(context)
 
     async def close(self) -> None:
         """Close every connection."""
         await self._http.aclose()
+
+    async def reconnect(self) -> None:
+        """Close every connection, so that the server is judged anew; calls under way may end ``server_unreachable``."""
+        before, self._http = self._http, _client(self._context)
+        await before.aclose()
 
     async def renew(self, csr: bytes) -> Welcome:
         """Have the node's own SVID renewed, for the key of ``csr`` (PKCS#10 DER)."""

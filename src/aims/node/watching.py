@@ -55,7 +55,8 @@ class Watch:
         """Watch for ever."""
         while True:
             try:
-                await self._once()
+                if await self._once():
+                    continue
                 error: AimsError = NodeError("server_unreachable", "the stream ended")
             except AimsError as caught:
                 error = caught
@@ -70,8 +71,8 @@ class Watch:
                 _log.warning("the server is not heard", extra={"code": error.code, "detail": str(error)})
             await asyncio.sleep((REFUSED if gone else AGAIN).delay(self._failures - 1))
 
-    async def _once(self) -> None:
-        """Follow one stream to its end."""
+    async def _once(self) -> bool:
+        """Follow one stream to its end; return whether to begin the next one at once."""
         complete = False
         async with aclosing(self._client.watch(self._state.max_stale)) as lines:
             try:
@@ -82,12 +83,16 @@ class Watch:
                     complete, self._failures, self.problem = True, 0, None
                     self.first.set()
                     if self._new_bundle():
-                        # the connection was judged by the old one
-                        return
+                        break
+                else:
+                    return False
             except NodeError as error:
                 if error.reason == "server_answer":
                     self._state.lost()
                 raise
+        # every open connection was judged by the old bundle
+        await self._client.reconnect()
+        return True
 
     def _new_bundle(self) -> bool:
         """Pass a changed bundle on; tell whether it replaced another one."""
