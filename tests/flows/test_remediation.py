@@ -13,6 +13,7 @@ from aims.clock import IdSource, SystemClock
 from aims.errors import AimsError
 from aims.monitoring.errors import MonitoringError
 from aims.monitoring.model import Applied, Remedy
+from aims.monitoring.remediation import Remediation, look
 from aims.provisioning.errors import ProvisioningError
 from aims.provisioning.registry.model import State
 from aims.storage.database import Database
@@ -151,16 +152,26 @@ async def test_stopping_a_person_ends_that_persons_delegations_only(world: World
 async def test_a_quarantined_instance_leaves_the_others_alone(world: World) -> None:
     registered = await world.agent()
     agent = Name("agent", str(registered.workload.spiffe_id))
-    bad, good = Name("instance", world.instance()), Name("instance", world.instance())
-    assert (await remedied(world, bad, Remedy.QUARANTINE, agent=agent.id)).applied is Applied.DONE
+    application = world.application(registered)
+    await world.issue(application)
+    bad, good = Name("instance", application.instance), Name("instance", world.instance())
+    assert (await remedied(world, bad, Remedy.QUARANTINE)).applied is Applied.DONE
+    assert world.last_record()["details"]["agent"] == agent.id
     seen = world.registry.seq
     assert await issue_fenced(world, agent, bad, seen=seen) == "stopped"
     assert await issue_fenced(world, agent, good, seen=0) == "committed"
     assert world.registry.workload("researcher").state is State.ACTIVE
-    assert [r for r in world.records() if r][-1]["details"]["agent"] == agent.id
-    assert (await remedied(world, bad, Remedy.RELEASE, agent=agent.id)).applied is Applied.DONE
+    assert (await remedied(world, bad, Remedy.RELEASE)).applied is Applied.DONE
     assert await issue_fenced(world, agent, bad, seen=seen) == "stopped"
     assert await issue_fenced(world, agent, bad, seen=world.registry.seq) == "committed"
+    # one that never got a credential is known only by what the administrator says, one that did is not another agent's
+    assert (await remedied(world, good, Remedy.QUARANTINE, agent=agent.id)).applied is Applied.DONE
+    other = await _agent(world, "other")
+    assert await _refused(remedied(world, bad, Remedy.QUARANTINE, agent=other.id)) == "monitoring.instance_unknown"
+    view = await world.database.read(lambda connection: look(connection, world.registry, bad))
+    with pytest.raises(MonitoringError) as refusal:
+        Remediation(clock=world.clock, ids=world.ids).plan(view, Remedy.RETIRE, operator(world))
+    assert refusal.value.reason == "remedy"
 
 
 async def test_a_stopped_grant_stays_stopped(world: World) -> None:
@@ -180,7 +191,7 @@ async def test_a_stopped_grant_stays_stopped(world: World) -> None:
         (Name("grant", ""), Remedy.RETIRE, "monitoring.subject_malformed"),
         (Name("node", "laptop"), Remedy.SUSPEND, "monitoring.remedy"),
         (Name("grant", "g"), Remedy.QUARANTINE, "monitoring.remedy"),
-        (Name("instance", "laptop:" + "a" * 26), Remedy.RETIRE, "monitoring.remedy"),
+        (Name("instance", "laptop:" + "a" * 26), Remedy.QUARANTINE, "monitoring.instance_unknown"),
     ],
 )
 async def test_what_cannot_be_done_is_refused(world: World, subject: Name, remedy: Remedy, code: str) -> None:

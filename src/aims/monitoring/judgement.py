@@ -41,7 +41,8 @@ def _stop(standing: Standing, cause: Cause) -> tuple[Applied, Standing]:
 
 
 def _revoke(standing: Standing, cause: Cause) -> tuple[Applied, Standing]:
-    if cause.issuer and cause.at < max(standing.resumed_at, standing.revoked_at):
+    # What was issued up to then died when the newer revocation was applied; an equal one is the same event told again.
+    if cause.issuer and (cause.at < standing.resumed_at or cause.at <= standing.revoked_at):
         return Applied.STALE, standing
     after = replace(standing, revoked_at=max(standing.revoked_at, cause.at))
     # Of a blocked subject everything is dead already, and lowering the block would be the opposite of what was asked.

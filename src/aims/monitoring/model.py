@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, Self
 
@@ -105,3 +105,34 @@ class Remedied:
     applied: Applied
     txn: str
     seq: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receiver:
+    """The one party that our events are pushed to.
+
+    ``issuer`` is the name under which the same party is a transmitter to us ("": it is none): what it told us is not
+    told back. ``private``: the endpoint's host and port may have a private or loopback address. ``ca`` is PEM that is
+    trusted instead of the system's authorities, "" for those. ``complex``: it understands complex subjects, so events
+    about instances and grants may go to it.
+    """
+
+    url: str
+    audience: str
+    events: frozenset[str]
+    issuer: str = ""
+    private: bool = False
+    ca: str = field(default="", repr=False)
+    complex: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """An event that may go out now. ``claims`` is JSON; ``tries`` and ``reason`` tell of earlier deliveries."""
+
+    jti: str
+    txn: str
+    claims: str = field(repr=False)
+    tries: int
+    created: int
+    reason: str

@@ -24,6 +24,7 @@ from aims.monitoring.judgement import judge
 from aims.monitoring.model import Applied, Cause, Remedied, Remedy, Standing
 from aims.monitoring.store import put_standing, read_standing
 from aims.provisioning.errors import ProvisioningError
+from aims.provisioning.instances import instance as instance_table
 from aims.provisioning.registry.memory import Registry
 from aims.provisioning.registry.model import State, Workload
 from aims.provisioning.registry.service import digest, state_change
@@ -85,9 +86,10 @@ def agent_name(registry: Registry, name: str) -> Name:
 def look(connection: sa.Connection, registry: Registry, subject: Name, agent: str = "") -> View:
     """Read how ``subject`` stands; ``registry`` is the one in memory, read anew here if it has fallen behind.
 
-    ``agent`` is the SPIFFE ID of the workload that a quarantined instance belongs to.
+    An instance is known by its first credential; for one that never had any ``agent`` says whose it is.
 
-    Raises: MonitoringError ``subject_malformed``, ``person_unknown``; ProvisioningError ``identity_unknown``.
+    Raises: MonitoringError ``subject_malformed``, ``person_unknown``, ``instance_unknown`` (also for an instance of
+        another agent than ``agent``); ProvisioningError ``identity_unknown``.
     """
     _check(subject)
     standing = read_standing(connection, subject)
@@ -97,8 +99,10 @@ def look(connection: sa.Connection, registry: Registry, subject: Name, agent: st
             known = pseudonym(connection, subject.id)
         except AimsError as error:
             raise MonitoringError("person_unknown") from error
-    spiffe_id = subject.id if subject.kind == "agent" else agent
-    if subject.kind != "agent" and not agent:
+    spiffe_id = subject.id
+    if subject.kind == "instance":
+        spiffe_id = _agent_of(connection, subject.id, agent)
+    elif subject.kind != "agent":
         return View(standing=standing, registry=registry, person=known)
     row = connection.execute(
         sa.select(workload_table.c.revision).where(workload_table.c.spiffe_id == spiffe_id)
@@ -116,8 +120,10 @@ class Remediation:
         self._ids = ids
         self._outgoing = outgoing
 
-    def plan(self, view: View, remedy: Remedy, cause: Cause, also: tuple[Effect, ...] = ()) -> Plan[Remedied]:
-        """Plan a remedy for the subject of ``view``; ``also`` are effects that stand or fall with it, first in order.
+    def plan(
+        self, view: View, remedy: Remedy, cause: Cause, also: Callable[[Applied], tuple[Effect, ...]] = lambda _: ()
+    ) -> Plan[Remedied]:
+        """Plan a remedy for the subject of ``view``; ``also`` gives effects that stand or fall with it, first in order.
 
         The answer says what it came to. It raises MonitoringError ``changed`` if somebody else was faster (look and
         plan again), ``refused`` for any other verdict.
@@ -134,7 +140,7 @@ class Remediation:
         if retired and remedy.lifts and not cause.issuer:
             raise ProvisioningError("identity_retired", subject.id)
         applied, after = judge(before, remedy, cause, retired=retired)
-        effects, changes = list(also), list[Change]()
+        effects, changes = list(also(applied)), list[Change]()
         if after != view.standing and applied not in {Applied.STALE, Applied.HELD}:
             effects.append(put_standing(view.standing, after))
         if applied is Applied.DONE:
@@ -175,6 +181,15 @@ class Remediation:
         if view.agent is not None and kind and remedy in _STATES:
             fields["prev_state_digest"] = digest(view.agent)
         return recorder(refuse="admin.refuse" if by_admin else "signal.rejected", **fields)
+
+
+def _agent_of(connection: sa.Connection, instance: str, agent: str) -> str:
+    found = connection.execute(sa.select(instance_table.c.agent).where(instance_table.c.id == instance)).scalar()
+    if found is None and not agent:
+        raise MonitoringError("instance_unknown", instance)
+    if found is not None and agent and agent != found:
+        raise MonitoringError("instance_unknown", f"{instance} is of {found}")
+    return str(found or agent)
 
 
 def _as_registered(view: View) -> Standing:

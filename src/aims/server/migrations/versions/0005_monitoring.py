@@ -16,6 +16,7 @@ def upgrade() -> None:
         "signal_outbox",
         sa.Column("jti", sa.String(length=26), nullable=False),
         sa.Column("txn", sa.String(length=256), nullable=False),
+        sa.Column("own", sa.Boolean(), nullable=False),
         sa.Column("subject", sa.String(length=2048), nullable=False),
         sa.Column("claims", sa.Text(), nullable=False),
         sa.Column("created", _NUMBER, nullable=False),

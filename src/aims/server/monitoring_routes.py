@@ -1,0 +1,149 @@
+"""The signal exchange on the public listener, and the parts of monitoring that one worker holds."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import lru_cache
+from typing import Final
+
+import msgspec
+
+from aims.errors import AimsError
+from aims.fetch import Fetcher
+from aims.keys.store import open_store
+from aims.monitoring import store
+from aims.monitoring.configuration import Configuration
+from aims.monitoring.delivery import Courier
+from aims.monitoring.errors import MonitoringError
+from aims.monitoring.keys import SetKeys
+from aims.monitoring.peers import Peers
+from aims.monitoring.receiver import SignalReceiver
+from aims.monitoring.remediation import Remediation
+from aims.monitoring.set import MAX_OCTETS
+from aims.monitoring.transmitter import Transmitter, metadata
+from aims.server.core import Core
+from aims.server.http import Answer, App, Scope, answering, header, json_answer
+
+EVENTS: Final = "/signals/events"
+JWKS: Final = "/signals/jwks"
+METADATA: Final = "/.well-known/ssf-configuration/signals"
+TURN_SECONDS: Final = 1.0
+TENDING_TURNS: Final = 3600
+
+_STATUS: Final = {
+    "set_media_type": 415,
+    "set_rate": 429,
+    "busy": 503,
+    "changed": 503,
+    "refused": 503,
+    "starting": 503,
+}
+_RETRY: Final = ((b"retry-after", b"1"),)
+_log = logging.getLogger("aims.server")
+
+
+class Monitoring:
+    """What monitoring needs in one worker: peers in memory, remediation, receiver, courier."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        issuer = f"{core.public_url}/signals"
+        self.issuer = issuer
+        self.peers = Peers(core.database)
+        self.peers.load()
+        self.peers.follow()
+        self.keys = SetKeys(lambda: core.authority, open_store(core.settings.keys_uri))
+        transmitter = Transmitter(
+            issuer=issuer,
+            as_issuer=core.public_url,
+            receiver=lambda: self.peers.receiver,
+            clock=core.clock,
+            ids=core.ids,
+        )
+        self.remediation = Remediation(clock=core.clock, ids=core.ids, outgoing=transmitter.outgoing)
+        self.receiver = SignalReceiver(
+            database=core.database,
+            peers=self.peers,
+            registry=lambda: core.registry,
+            policy=lambda: core.policy,
+            remediation=self.remediation,
+            audience=issuer,
+            as_issuer=core.public_url,
+            clock=core.clock,
+            ids=core.ids,
+        )
+        self.courier = Courier(
+            database=core.database,
+            peers=self.peers,
+            keys=self.keys,
+            fetcher=Fetcher(),
+            clock=core.clock,
+            ids=core.ids,
+            folder=core.settings.server_dir,
+        )
+
+    async def keep(self) -> None:
+        """Deliver what waits and write what was counted, until cancelled. What fails is tried again."""
+        turns = 0
+        try:
+            while True:
+                try:
+                    while await self.courier.turn():
+                        continue
+                    await self.receiver.tend()
+                    if turns % TENDING_TURNS == 0:
+                        await self._forget()
+                except AimsError as error:
+                    _log.error("signals could not be tended: %s", error)
+                turns += 1
+                await asyncio.sleep(TURN_SECONDS)
+        finally:
+            self.courier.close()
+
+    async def _forget(self) -> None:
+        now = int(self._core.clock.now())
+        if await self._core.database.read(lambda connection: store.count_old(connection, now)):
+            await self._core.database.commit(Configuration(self._core.clock, self._core.ids).forget())
+
+
+@lru_cache(maxsize=4)
+def monitoring_of(core: Core) -> Monitoring:
+    """The monitoring of a worker, one in a process; the first call reads the database. Raises: StorageError."""
+    return Monitoring(core)
+
+
+def monitoring_routes(core: Core) -> dict[tuple[str, str], App]:
+    """What the public listener serves of monitoring: pushed events in, keys and metadata out."""
+    monitoring = monitoring_of(core)
+    document = msgspec.json.encode(metadata(monitoring.issuer))
+
+    async def events(scope: Scope, body: bytes) -> Answer:
+        client = scope.get("client")
+        try:
+            await monitoring.receiver.receive(body, header(scope, b"content-type") or "", client[0] if client else "")
+        except MonitoringError as error:
+            return refusal(error)
+        # RFC 8935 2.2: an empty body
+        return Answer(202, b"")
+
+    async def jwks(_scope: Scope, _body: bytes) -> Answer:
+        held = await monitoring.keys.current()
+        return Answer(200, held.jwks, b"application/jwk-set+json", ((b"cache-control", b"public, max-age=300"),))
+
+    async def configuration(_scope: Scope, _body: bytes) -> Answer:
+        return Answer(200, document, headers=((b"cache-control", b"public, max-age=300"),))
+
+    return {
+        ("POST", EVENTS): answering(events, MAX_OCTETS + 1),
+        ("GET", JWKS): answering(jwks, 0),
+        ("GET", METADATA): answering(configuration, 0),
+    }
+
+
+def refusal(error: MonitoringError) -> Answer:
+    """Answer a refused SET as RFC 8935 2.3 says: 400 with ``err`` where the SET is at fault, else a status alone."""
+    status = _STATUS.get(error.reason, 400 if error.standard else 503)
+    headers = ((b"content-language", b"en"), *(_RETRY if status in {429, 503} else ()))
+    answer = json_answer({"err": error.standard or "temporarily_unavailable", "description": error.sentence}, status)
+    return Answer(answer.status, answer.body, headers=headers)
