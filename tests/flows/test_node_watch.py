@@ -117,11 +117,11 @@ async def test_what_is_wrong_begins_the_stream_again_and_is_not_passed_on(world:
         world,
         Streams(
             [NodeError("server_unreachable")],
+            [_state(world)],
             [{"type": "heartbeat", "seq": seq}],
             [b"{"],
             [_state(world), {"type": "heartbeat", "seq": seq - 1}],
             [_state(world), {"type": "more", "seq": seq}],
-            [_state(world)],
             [_state(world)],
         ),
     )
