@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from aims.demo.processes import DemoError, Process, aims, output_of
-from aims.demo.stage import Stage
+from aims.demo.processes import Process, output_of
+from aims.demo.stage import OWNER, Stage, launched
 from aims.demo.story import Chapter, Seen
 
 SHORT_LIFE: Final = 12
-OWNER: Final = "demo-team"
 
 chapter: Final[Chapter[Stage]] = Chapter("Birth: the node starts what it vouches for")
 
@@ -23,31 +22,12 @@ def own_command() -> str:
     return str(Path(sys.executable).with_name("aims"))
 
 
-def launched(stage: Stage, name: str, *command: str) -> tuple[str, ...]:
-    """The argument vector that starts ``command`` as the agent ``name``."""
-    return aims("run", "--as", name, "--run-dir", str(stage.run_dir), "--quiet", "--", *command)
-
-
-async def register(stage: Stage, name: str, *command: str, options: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Register an agent with its command, as an administrator does it."""
-    status, text = await output_of(
-        aims(
-            *("agent", "register", name, "--owner", OWNER, "--run-dir", str(stage.run_dir), "--output", "json"),
-            *(*options, "--", *command),
-        )
-    )
-    if status:
-        raise DemoError(text)
-    answer: dict[str, Any] = msgspec.json.decode(text)
-    return answer
-
-
 @chapter.step("An owner and two agents are registered, each with the command that may run as it", "active, active")
 async def registered(stage: Stage) -> Seen:
     await stage.administer("POST", "/admin/v1/owners", {"name": OWNER, "contact": "demo@local.test"})
     command = (own_command(), "svid")
-    first = await register(stage, "researcher", *command, options=("--more-arguments", "--ttl", str(SHORT_LIFE)))
-    second = await register(stage, "writer", *command, options=("--more-arguments",))
+    first = await stage.register("researcher", *command, options=("--more-arguments", "--ttl", str(SHORT_LIFE)))
+    second = await stage.register("writer", *command, options=("--more-arguments",))
     return Seen(f"{first['state']}, {second['state']}", (f"both: {first['launch']}",))
 
 
@@ -57,10 +37,8 @@ async def _born(stage: Stage, name: str) -> Seen:
         return Seen(f"exit {status}", (text,))
     found = [msgspec.json.decode(line) for line in text.splitlines()]
     ids = {one["spiffe_id"] for one in found}
-    record = next(
-        record
-        for record in reversed(await stage.records())
-        if record["type"] == "credential.issue" and (record.get("agent") or {}).get("id") in ids
+    record = await stage.record(
+        lambda record: record["type"] == "credential.issue" and (record.get("agent") or {}).get("id") in ids
     )
     notes = (
         f"instance {found[0]['instance']}",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from aims.demo import birth, evidence, ground
+from aims.demo import birth, evidence, ground, proof
 from aims.demo.stage import Stage
 from aims.demo.story import Chapter, Teller, tell
 
-CHAPTERS: Final[tuple[Chapter[Stage], ...]] = (ground.chapter, birth.chapter, evidence.chapter)
+CHAPTERS: Final[tuple[Chapter[Stage], ...]] = (ground.chapter, birth.chapter, proof.chapter, evidence.chapter)
 
 
 async def play(teller: Teller) -> bool:

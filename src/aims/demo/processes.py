@@ -9,11 +9,14 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 START_SECONDS: Final = 40.0
 END_SECONDS: Final = 15.0
 MOST_LINE: Final = 1024 * 1024
+MOST_LAST_WORDS: Final = 2000
 
 
 class DemoError(RuntimeError):
@@ -23,26 +26,33 @@ class DemoError(RuntimeError):
 class Process:
     """A child in a process group of its own, whose standard output is read line by line."""
 
-    def __init__(self, process: asyncio.subprocess.Process, name: str) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, name: str, log: Path) -> None:
         self._process = process
+        self._log = log
         self.name = name
 
     @classmethod
     async def start(
-        cls, name: str, argv: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None
+        cls,
+        name: str,
+        argv: Sequence[str],
+        *,
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        commanded: bool = False,
     ) -> Process:
-        """Start ``argv``; its standard error goes to ``log``."""
+        """Start ``argv``; its standard error goes to ``log``. One that is ``commanded`` reads lines from ``ask``."""
         with log.open("ab") as file:
             process = await asyncio.create_subprocess_exec(
                 *argv,
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.PIPE if commanded else asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=file,
                 env=dict(environment) if environment is not None else None,
                 start_new_session=True,
                 limit=MOST_LINE,
             )
-        return cls(process, name)
+        return cls(process, name, log)
 
     @property
     def pid(self) -> int:
@@ -62,8 +72,13 @@ class Process:
         except TimeoutError as error:
             raise DemoError(f"{self.name} said nothing for {seconds:.0f} s") from error
         if not octets:
-            raise DemoError(f"{self.name} ended with status {await self._process.wait()}")
+            raise DemoError(f"{self.name} ended with status {await self._process.wait()}: {self._last_words()}")
         return octets.decode("utf-8", "replace").rstrip("\n")
+
+    def _last_words(self) -> str:
+        with self._log.open("rb") as file:
+            file.seek(max(0, self._log.stat().st_size - MOST_LAST_WORDS))
+            return file.read().decode("utf-8", "replace").strip()
 
     async def until(self, last: str, seconds: float = START_SECONDS) -> list[str]:
         """Return all lines up to the one that is ``last``."""
@@ -72,6 +87,20 @@ class Process:
             while not lines or lines[-1] != last:
                 lines.append(await self.line(seconds))
         return lines
+
+    async def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """Give a sample program one command and return its answer, whole.
+
+        Raises:
+            DemoError: it has no input, ended, or said nothing in time.
+        """
+        stream = self._process.stdin
+        if stream is None:
+            raise DemoError(f"{self.name} takes no commands")
+        stream.write(msgspec.json.encode({"do": do, **arguments}) + b"\n")
+        await stream.drain()
+        answer: dict[str, Any] = msgspec.json.decode(await self.line())
+        return answer
 
     async def end(self) -> int:
         """Ask the process to end, force the whole group after a while, and return its status."""

@@ -25,6 +25,7 @@ from aims.storage.reading import StopRow
 from aims.tls import peer
 
 HEARTBEAT_SECONDS: Final = 2.0
+LATE_SECONDS: Final = 0.05
 MOST_WAITING: Final = 1_000
 VERSION_HEADER: Final = b"aims-node-version"
 
@@ -57,88 +58,110 @@ class NodeStreams:
         )
         gone = asyncio.create_task(_gone(receive))
         try:
-            await self._speak(node_id, send, gone)
+            await _Telling(self._core, node_id, send).until(gone)
         finally:
             gone.cancel()
         # The client may be gone already; ending the response is then nobody's loss.
         with contextlib.suppress(OSError):
             await send({"type": "http.response.body", "body": b""})
 
-    async def _speak(self, node_id: str, send: Send, gone: asyncio.Task[None]) -> None:
-        waiting: asyncio.Queue[News] = asyncio.Queue(MOST_WAITING)
-        overflow = asyncio.Event()
 
-        def hear(news: News) -> None:
-            try:
-                waiting.put_nowait(news)
-            except asyncio.QueueFull:
-                overflow.set()
+class _Telling:
+    """What one node still has to be told."""
 
-        with self._core.hearing(hear):
-            await self._everything(send, node_id, waiting)
+    def __init__(self, core: Core, node_id: str, send: Send) -> None:
+        self._core = core
+        self._node_id = node_id
+        self._send = send
+        self._waiting: asyncio.Queue[News] = asyncio.Queue(MOST_WAITING)
+        self._overflow = False
+        self._due = 0.0
+
+    async def until(self, gone: asyncio.Task[None]) -> None:
+        """Tell everything, then what changes, until the client goes away or its node is stopped."""
+        loop = asyncio.get_running_loop()
+        with self._core.hearing(self._hear):
+            await self._everything()
             while not gone.done():
-                news = await self._next(waiting, gone)
-                if overflow.is_set():
-                    while not waiting.empty():
-                        waiting.get_nowait()
-                    overflow.clear()
-                    await self._everything(send, node_id, waiting)
+                # News does not put the heartbeat off: a busy hour would look like a cut stream.
+                news = await self._next(gone, self._due - loop.time())
+                if self._overflow:
+                    await self._start_over()
                 elif news is not None:
-                    for message in self._messages(node_id, news):
-                        await _line(send, message)
-                    if news.everything:
-                        await self._beat(send, waiting)
-                    if not self._core.node_is_live(node_id):
-                        return
-                else:
-                    await self._beat(send, waiting)
+                    await self._tell(news)
+                if not self._core.node_is_live(self._node_id):
+                    return
+                if loop.time() >= self._due:
+                    await self._beat()
 
-    async def _everything(self, send: Send, node_id: str, waiting: asyncio.Queue[News]) -> None:
-        # Enforcement points let nobody in between a full state and the heartbeat after it.
-        await _line(send, self._state(node_id))
-        await self._beat(send, waiting)
+    def _hear(self, news: News) -> None:
+        try:
+            self._waiting.put_nowait(news)
+        except asyncio.QueueFull:
+            self._overflow = True
 
-    async def _beat(self, send: Send, waiting: asyncio.Queue[News]) -> None:
-        # With news waiting the number would promise more than was told.
-        if waiting.empty() and self._core.database.feed.fresh():
-            await _line(send, {"type": "heartbeat", "seq": self._core.seq})
-
-    async def _next(self, waiting: asyncio.Queue[News], gone: asyncio.Task[None]) -> News | None:
+    async def _next(self, gone: asyncio.Task[None], seconds: float) -> News | None:
         """Return the next news, or None when it is time for a heartbeat or the client went away."""
-        get = asyncio.ensure_future(waiting.get())
-        done, _ = await asyncio.wait({get, gone}, timeout=HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        get = asyncio.ensure_future(self._waiting.get())
+        done, _ = await asyncio.wait({get, gone}, timeout=max(0.0, seconds), return_when=asyncio.FIRST_COMPLETED)
         if get in done:
             return get.result()
         get.cancel()
         return None
 
-    def _state(self, node_id: str) -> dict[str, Any]:
+    async def _start_over(self) -> None:
+        while not self._waiting.empty():
+            self._waiting.get_nowait()
+        self._overflow = False
+        await self._everything()
+
+    async def _everything(self) -> None:
+        # Enforcement points let nobody in between a full state and the heartbeat after it.
+        await self._line(self._state())
+        await self._beat()
+
+    async def _tell(self, news: News) -> None:
+        for message in self._messages(news):
+            await self._line(message)
+        if news.everything:
+            await self._beat()
+
+    async def _beat(self) -> None:
+        """Say that nothing was missed. While news waits, its number would promise more than was told: soon, then."""
+        now = asyncio.get_running_loop().time()
+        if self._waiting.empty() and self._core.database.feed.fresh():
+            self._due = now + HEARTBEAT_SECONDS
+            await self._line({"type": "heartbeat", "seq": self._core.seq})
+        else:
+            self._due = now + LATE_SECONDS
+
+    def _state(self) -> dict[str, Any]:
         registry = self._core.registry
         return {
             "type": "state",
             "seq": self._core.seq,
-            "entries": [registry.entry_message(entry) for entry in registry.entries_for(node_id)],
+            "entries": [registry.entry_message(entry) for entry in registry.entries_for(self._node_id)],
             "bundle": self._bundle(),
             "stops": [_stop(row) for row in self._core.stops.values()],
             "settings": self._core.node_settings(),
         }
 
-    def _messages(self, node_id: str, news: News) -> Iterator[dict[str, Any]]:
+    def _messages(self, news: News) -> Iterator[dict[str, Any]]:
         if news.everything:
-            yield self._state(node_id)
+            yield self._state()
             return
         if news.stop is not None:
             yield {"type": "stop", "seq": news.seq, **_stop(news.stop)}
         if news.bundle:
             yield {"type": "bundle", "seq": news.seq, "bundle": self._bundle()}
         if news.applied is not None:
-            yield from self._entries(node_id, news.seq, news.applied)
+            yield from self._entries(news.seq, news.applied)
 
-    def _entries(self, node_id: str, seq: int, applied: Applied) -> Iterator[dict[str, Any]]:
+    def _entries(self, seq: int, applied: Applied) -> Iterator[dict[str, Any]]:
         registry = self._core.registry
-        difference = registry.difference(applied, node_id)
+        difference = registry.difference(applied, self._node_id)
         if difference is None:
-            yield self._state(node_id)
+            yield self._state()
             return
         entries, removed = difference
         if entries or removed:
@@ -151,6 +174,9 @@ class NodeStreams:
 
     def _bundle(self) -> msgspec.Raw:
         return msgspec.Raw(domain_bundle(self._core.authority).build())
+
+    async def _line(self, message: dict[str, Any]) -> None:
+        await self._send({"type": "http.response.body", "body": _encode(message) + b"\n", "more_body": True})
 
 
 def peer_svid(scope: Scope) -> X509Svid | None:
@@ -166,10 +192,6 @@ def peer_svid(scope: Scope) -> X509Svid | None:
 
 def _stop(row: StopRow) -> dict[str, Any]:
     return {"kind": row.name.kind, "id": row.name.id, "seq": row.seq, "blocked": row.blocked}
-
-
-async def _line(send: Send, message: dict[str, Any]) -> None:
-    await send({"type": "http.response.body", "body": _encode(message) + b"\n", "more_body": True})
 
 
 async def _gone(receive: Receive) -> None:
