@@ -337,6 +337,37 @@ def test_an_unmeasured_launch_says_so(node: Node, project: Path) -> None:
     assert not [text for text in answer["selectors"] if text.startswith("launch:profile")]
 
 
+def test_a_module_beside_a_script_is_loaded_only_if_it_was_approved(node: Node, project: Path) -> None:
+    script = str(_script(project, "import marker\n" + TELL))
+    alone = measure_for_registration([PYTHON, script], project)
+    (project / "marker.py").write_text("print('foreign')\n")
+    node.approve({"alpha": alone.canonical().decode()})
+    code, out, err = node.run("alpha", PYTHON, script)
+    assert (code, out) == (1, b"")
+    assert b"ModuleNotFoundError" in err
+    _approve(node, project, PYTHON, script)
+    code, out, err = node.run("alpha", PYTHON, script)
+    assert (code, out.splitlines()[0]) == (0, b"foreign"), err
+
+
+def test_a_link_to_the_script_names_nothing_after_it_was_measured(node: Node, project: Path) -> None:
+    script = _script(project, "import sys\nprint(sys.argv[0])\n" + TELL)
+    link = project / "link"
+    link.symlink_to(script)
+    profile = measure_for_registration([PYTHON, str(link)], project)
+    assert profile.head == (PYTHON, str(script))
+    node.approve({"alpha": profile.canonical().decode()})
+    code, out, err = node.run("alpha", PYTHON, str(link))
+    assert (code, out.splitlines()[0]) == (0, os.fsencode(script)), err
+    link.unlink()
+    other = project / "other.py"
+    other.write_text("print('other')\n")
+    link.symlink_to(other)
+    code, out, err = node.run("alpha", PYTHON, str(link))
+    assert (code, out) == (125, b"")
+    assert b"node.launch_mismatch" in err
+
+
 def test_a_virtual_environment_is_measured_and_found(node: Node, project: Path) -> None:
     subprocess.run([PYTHON, "-m", "venv", "--without-pip", project / "venv"], check=True, timeout=60)
     tool = project / "venv/bin/tool"

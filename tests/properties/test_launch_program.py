@@ -175,6 +175,32 @@ def test_other_interpreters_are_open_ended_only_behind_a_file(tmp_path: Path) ->
         _resolve(tmp_path, "sh")
 
 
+def test_a_linked_script_is_executed_by_its_real_path(tmp_path: Path) -> None:
+    script = _file(tmp_path / "agent.py", f"#!{PYTHON}\n")
+    (tmp_path / "link").symlink_to("agent.py")
+    for argv in ([PYTHON, "link"], ["./link"], ["sh", "link"]):
+        program = _resolve(tmp_path, *argv)
+        assert (program.argv[1:], program.roots) == ((str(script),), (str(script),))
+
+
+def test_modules_beside_a_script_are_read_only_where_they_are_measured(tmp_path: Path) -> None:
+    script = _file(tmp_path / "agent.py", "")
+    (tmp_path / "link").symlink_to("agent.py")
+    alone = [str(script)]
+    for name in ("agent.py", "link"):
+        program = _resolve(tmp_path, PYTHON, name)
+        assert program.beside == str(tmp_path)
+        assert program.arguments("/b", alone) == (PYTHON, "-P", str(script))
+        assert program.arguments("/b", [str(tmp_path)[:-1]]) == (PYTHON, "-P", str(script)), "a prefix is no folder"
+        for covered in ([str(tmp_path)], [str(tmp_path.parent), *alone], None):
+            assert program.arguments("/b", covered) == (PYTHON, str(script))
+    without_environment = _resolve(tmp_path, PYTHON, "-E", "agent.py").arguments("/b", alone)
+    assert without_environment == (PYTHON, "-P", "-s", "-X", "pycache_prefix=/b", "-E", str(script))
+    # these never read what stands beside the program, or their folder is a root
+    for options in (["-P", "agent.py"], ["-I", "agent.py"], ["-m", "agent"], ["-c", "pass"], ["."]):
+        assert _resolve(tmp_path, PYTHON, *options).beside == ""
+
+
 TABLE = [
     "LD_PRELOAD",
     "LD_LIBRARY_PATH",

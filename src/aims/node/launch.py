@@ -275,7 +275,12 @@ class Launcher:
             identity = None if peer.uid == os.geteuid() else Identity.of(peer)
             gate = Gate.start(
                 executable=program.descriptor,
-                argv=program.arguments(bytecode),
+                argv=program.arguments(
+                    bytecode,
+                    [root.path for root in measured.measurement.roots]
+                    if isinstance(approved.profile, LaunchProfile)
+                    else None,
+                ),
                 environment=environment.launched(
                     kept, workload_socket=str(self._folder / "workload.sock"), bytecode=bytecode
                 ),

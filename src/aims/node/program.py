@@ -34,10 +34,12 @@ _PYTHON_X_REFUSED = ("pycache_prefix", "presite")
 class Program:
     """A resolved command; owns ``descriptor``, the opened ELF.
 
-    ``argv``: absolute program first, a script's path absolute behind its interpreter. ``argv[0]`` is not followed
-    through symbolic links, because Python finds its virtual environment by that path. ``roots``: real paths of the
-    files and folders that are code by default. ``python``: Python runs it; ``isolated``: with ``-I`` or ``-E``, so
-    that it does not read ``PYTHON*``. ``open_ended``: further arguments are the program's own, never code.
+    ``argv``: absolute program first, a script's real path behind its interpreter: a symbolic link would be followed
+    once by who measures and once by who runs. ``argv[0]`` alone is not followed, because Python finds its virtual
+    environment by that path. ``roots``: real paths of the files and folders that are code by default. ``python``:
+    Python runs it; ``isolated``: with ``-I`` or ``-E``, so that it does not read ``PYTHON*``. ``beside``: the folder
+    that Python would put first on its import path, "" where there is none or it is a root already. ``open_ended``:
+    further arguments are the program's own, never code.
     """
 
     descriptor: int
@@ -46,12 +48,18 @@ class Program:
     python: bool
     isolated: bool
     open_ended: bool
+    beside: str = ""
 
-    def arguments(self, bytecode: str) -> tuple[str, ...]:
-        """Return the arguments to execute; an isolated Python is told by option what others learn by environment."""
-        if not self.isolated:
-            return self.argv
-        return (self.argv[0], "-s", "-X", f"pycache_prefix={bytecode}", *self.argv[1:])
+    def arguments(self, bytecode: str, measured: Sequence[str] | None = None) -> tuple[str, ...]:
+        """Return the arguments to execute; ``measured`` are the code roots, None where nothing is measured.
+
+        An isolated Python is told by option what others learn by environment. Where the folder beside the script is
+        in no root, ``-P`` (Python 3.11; older ones refuse to start) keeps its modules from being loaded unmeasured.
+        """
+        told = ("-s", "-X", f"pycache_prefix={bytecode}") if self.isolated else ()
+        if self.beside and measured is not None and not any(_holds(root, self.beside) for root in measured):
+            told = ("-P", *told)
+        return (self.argv[0], *told, *self.argv[1:])
 
     def close(self) -> None:
         """Close the ELF."""
@@ -169,9 +177,12 @@ def _is(pattern: re.Pattern[str], path: str) -> bool:
 def _python(descriptor: int, arguments: list[str], cwd: str) -> Program:
     kind, position, flags = _python_program(arguments)
     roots: list[str] = []
+    beside = ""
     if kind == "script":
-        arguments[position] = absolute(arguments[position], cwd)
-        roots.append(_code(arguments[position]))
+        arguments[position] = _code(absolute(arguments[position], cwd))
+        roots.append(arguments[position])
+        if not flags & {"P", "I"} and not os.path.isdir(arguments[position]):  # noqa: PTH112 - text in, text out
+            beside = os.path.dirname(arguments[position])  # noqa: PTH120 - as above
     elif not flags & {"P", "I"}:
         # -m and -c put the current folder first on the import path, so it is code
         roots.append(os.path.realpath(cwd))
@@ -185,6 +196,7 @@ def _python(descriptor: int, arguments: list[str], cwd: str) -> Program:
         python=True,
         isolated=bool(flags & {"E", "I"}),
         open_ended=True,
+        beside=beside,
     )
 
 
@@ -245,15 +257,19 @@ def _other(descriptor: int, arguments: list[str], cwd: str) -> Program:
     script = absolute(arguments[1], cwd)
     known = not arguments[1].startswith("-") and os.path.isfile(script)  # noqa: PTH113 - text in, text out
     if known:
-        arguments[1] = script
+        arguments[1] = _code(script)
     return Program(
         descriptor=descriptor,
         argv=tuple(arguments),
-        roots=(_code(script),) if known else (),
+        roots=(arguments[1],) if known else (),
         python=False,
         isolated=False,
         open_ended=known,
     )
+
+
+def _holds(root: str, folder: str) -> bool:
+    return folder == root or folder.startswith(root.rstrip("/") + "/")
 
 
 def _code(path: str) -> str:
