@@ -23,7 +23,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
 from aims.authorization.errors import AuthorizationError
 from aims.authorization.model import Client, Memory, Request, dead
@@ -32,7 +36,7 @@ from aims.credentials.errors import CredentialError
 from aims.credentials.model import Fence
 from aims.credentials.x509_svid import X509Svid
 from aims.identifiers import TrustDomain
-from aims.jose import JoseError, KeySet
+from aims.jose import JoseError, KeySet, base64url
 from aims.provisioning.errors import ProvisioningError
 from aims.provisioning.registry.model import Kind, State, Workload
 
@@ -125,7 +129,7 @@ def _by_certificate(request: Request, memory: Memory, now: float) -> Client:
         method="spiffe_x509",
         fence=_fence(svid.fence),
         expires=svid.not_after,
-        certificate=svid.thumbprint,
+        certificate=_thumbprint(svid.leaf),
     )
 
 
@@ -178,6 +182,12 @@ def _registered(spiffe_id: str, memory: Memory) -> Workload:
     if workload.kind is not Kind.AGENT:
         raise AuthorizationError("client_kind", spiffe_id)
     return workload
+
+
+# One connection shows one certificate in all its requests.
+@lru_cache(maxsize=4096)
+def _thumbprint(leaf: x509.Certificate) -> str:
+    return base64url.encode(leaf.fingerprint(hashes.SHA256())).decode("ascii")
 
 
 def _fence(fence: Fence | None) -> Fence:

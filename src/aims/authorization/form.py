@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -17,6 +18,7 @@ CONTENT_TYPE: Final = b"application/x-www-form-urlencoded"
 _REPEATABLE: Final = frozenset({"resource", "audience"})  # RFC 8707 2, RFC 8693 2.1
 _NAME = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
 _ESCAPED = re.compile(rb"(?:[^%]|%[0-9A-Fa-f]{2})*")
+_REMEMBERED_OCTETS = 256
 _PLAIN = re.compile(rb"[\x21-\x7e]*")  # what nobody has to escape is tolerated, what nobody may send is not
 
 
@@ -68,7 +70,8 @@ def read(body: bytes, content_type: str | None) -> Form:
         raw_name, separator, raw_value = part.partition(b"=")
         if not separator or _NAME.fullmatch(raw_name) is None:
             raise AuthorizationError("request_malformed", "name of a parameter")
-        name, value = raw_name.decode("ascii"), _value(raw_value)
+        name = raw_name.decode("ascii")
+        value = _known_value(raw_value) if len(raw_value) <= _REMEMBERED_OCTETS else _value(raw_value)
         if name in _REPEATABLE:
             if value:
                 targets.append((name, value))
@@ -103,3 +106,7 @@ def _value(raw: bytes) -> str:
     if not value.isprintable():
         raise AuthorizationError("request_malformed", "control characters in a value")
     return value
+
+
+# Grant types, targets, scopes and clients come again and again; tokens do not.
+_known_value = lru_cache(maxsize=4096)(_value)

@@ -9,7 +9,7 @@ from typing import Literal, Protocol, TypeAlias
 
 import msgspec
 
-from aims.authentication.liveness import Named
+from aims.authentication.liveness import Named, names_of
 from aims.authorization.form import Form
 from aims.clock import Clock, IdSource
 from aims.credentials.model import Fence
@@ -98,11 +98,7 @@ class Client:
     @property
     def names(self) -> tuple[Name, ...]:
         """Everything whose stop ends its credential."""
-        return (
-            Name("agent", self.id),
-            Name("instance", self.fence.instance),
-            Name("node", self.fence.node),
-        )
+        return _names(self.id, self.fence.instance)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +124,11 @@ def dead(names: Iterable[Name], epoch: int, stops: Mapping[Name, StopRow]) -> Na
             if stop is not None and (stop.blocked or epoch < stop.seq):
                 return name
     return None
+
+
+@lru_cache(maxsize=4096)
+def _names(spiffe_id: str, instance: str) -> tuple[Name, ...]:
+    return stored(names_of(spiffe_id, instance=instance))
 
 
 _KINDS: Mapping[str, StopKind] = {kind: kind for kind in ("agent", "person", "grant", "node", "instance")}

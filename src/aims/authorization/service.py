@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from aims.audit.people import Pseudonym, pseudonym
+from aims.audit.people import Pseudonym, agent_principal, pseudonym
 from aims.audit.record import inert
 from aims.authentication import dpop
 from aims.authentication.errors import AuthenticationError
@@ -29,20 +29,21 @@ from aims.authorization.access_token import HEADER, AccessToken, Confirmation
 from aims.authorization.client_authentication import authenticate, claimed, require_live
 from aims.authorization.errors import AuthorizationError
 from aims.authorization.grants import client_credentials, token_exchange
-from aims.authorization.grants.award import Award
+from aims.authorization.grants.award import Award, longest_life
 from aims.authorization.keys import Held, TokenKeys
 from aims.authorization.model import Asking, Client, Memory, Request, Submission, stored
+from aims.authorization.people import code_grant
+from aims.authorization.people.errors import PeopleError
 from aims.credentials.model import Fence
 from aims.errors import AimsError
 from aims.jose import sign
-from aims.policy.errors import PolicyError
 from aims.policy.question import Decision
 from aims.provisioning.instances import Instances
 from aims.storage.database import Database
 from aims.storage.intent import Plan
 from aims.storage.write import Claim, Name, Outcome, Verdict, Write
 
-GRANT_TYPES: Final = (client_credentials.GRANT_TYPE, token_exchange.GRANT_TYPE)
+GRANT_TYPES: Final = (client_credentials.GRANT_TYPE, token_exchange.GRANT_TYPE, code_grant.GRANT_TYPE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,9 @@ class TokenService:
         if progress.proof is None:
             progress.proof = _proof(sent, now)
         confirmation = _confirmation(client, progress.proof)
+        code = None
+        if grant_type == code_grant.GRANT_TYPE:
+            code = await self._database.read(lambda connection: code_grant.find(connection, form))
         # From here to the signature one moment of memory is read, without waiting.
         policy, seen = memory.policy, memory.seq
         require_live(client, memory)
@@ -148,6 +152,8 @@ class TokenService:
         # 6 to 9. grant, target, scope, authorization_details
         if grant_type == client_credentials.GRANT_TYPE:
             award = client_credentials.award(asking)
+        elif grant_type == code_grant.GRANT_TYPE:
+            award = code_grant.award(asking, confirmation, code)
         else:
             award = token_exchange.award(asking, held.verifier, confirmation)
         # 10. policy, life, token, record
@@ -179,17 +185,13 @@ class TokenService:
 
     def _token(self, award: Award, asking: Asking, confirmation: Confirmation, held: Held, seen: int) -> AccessToken:
         client, now = asking.client, int(asking.now)
-        limits = [held.ends]
-        try:
-            limits += [
-                now + asking.tables.lifetime("access-token", posture).seconds for posture in asking.standing.postures
-            ]
-        except PolicyError as error:
-            raise AuthorizationError("lifetime", str(error)) from error
+        limits = [held.ends, now + longest_life(asking.tables, asking.standing.postures)]
         if client.method == "spiffe_x509":
             limits.append(int(client.expires))
         if award.parent is not None:
             limits.append(int(award.parent.expires))
+        if award.spending is not None:
+            limits.append(award.spending.until)
         expires = min(limits)
         if expires <= now:
             raise AuthorizationError("lifetime", f"{expires - now} s")
@@ -240,21 +242,27 @@ class TokenService:
             standing=asking.standing,
             decision=decision,
             principal=await self._principal(token.subject),
-            request_id=self._memory.ids.new(),
             now=asking.now,
         )
+        spending = award.spending
         write = Write(
             record=record,
-            names=_fenced(client, token, award),
+            names=_fenced(token, award),
             seen=token.epoch,
             claims=claims,
-            effects=() if award.delegated is None else (store.inserted(award.delegated),),
+            consume=None if spending is None else spending.consume,
+            effects=(
+                *(() if award.delegated is None else (store.inserted(award.delegated),)),
+                *(() if spending is None else spending.effects),
+            ),
+            lost=() if spending is None else spending.lost,
+            lost_changes=() if spending is None else spending.lost_changes,
         )
         return Plan(write, lambda outcome: _settled(outcome, Issued(members), client))
 
     async def _principal(self, subject: str) -> dict[str, Any]:
         if not subject.startswith("person:"):
-            return dict(records.of_agent(subject))
+            return agent_principal(subject)
         found = self._people.get(subject)
         if found is None:
             found = await self._database.read(lambda connection: pseudonym(connection, subject))
@@ -295,10 +303,12 @@ def _confirmation(client: Client, proof: dpop.DpopProof | None) -> Confirmation:
     raise AuthorizationError("proof_missing")
 
 
-def _fenced(client: Client, token: AccessToken, award: Award) -> tuple[Name, ...]:
-    names = dict.fromkeys((*client.names, *stored(token.names)))
-    if award.parent is not None:
-        names |= dict.fromkeys(stored(award.parent.names))
+def _fenced(token: AccessToken, award: Award) -> tuple[Name, ...]:
+    own = stored(token.names)  # the client's names are among them
+    if award.parent is None:
+        return own
+    names = dict.fromkeys(own)
+    names |= dict.fromkeys(stored(award.parent.names))
     if award.may_act is not None:
         names[Name("agent", award.may_act)] = None
     return tuple(names)
@@ -310,6 +320,8 @@ def _settled(outcome: Outcome, issued: Issued, client: Client) -> Issued:
             return issued
         case Verdict.REPLAYED:
             raise AuthenticationError("dpop_replay")
+        case Verdict.CONSUMED:
+            raise PeopleError("code_used")
         case Verdict.STOPPED:
             own = {f"{name.kind}:{name.id}" for name in client.names}
             raise AuthorizationError("client_stopped" if outcome.culprit in own else "stopped", outcome.culprit)

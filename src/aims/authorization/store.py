@@ -66,7 +66,7 @@ class Grant:
     revoked: int = 0
 
 
-def standing(name: str) -> str:
+def standing_grant(name: str) -> str:
     """Return the id of the grant under which an agent uses its own right."""
     return STANDING + name
 

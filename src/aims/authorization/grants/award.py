@@ -12,18 +12,32 @@ from aims.authorization.access_token import AccessToken
 from aims.authorization.authorization_details import Details
 from aims.authorization.errors import AuthorizationError
 from aims.authorization.form import Form
-from aims.authorization.model import Asking
 from aims.authorization.store import Grant
 from aims.identifiers import SpiffeId
 from aims.policy.errors import PolicyError
 from aims.policy.question import Entity, Question
 from aims.policy.rows import Resource
 from aims.policy.tables import Allowance, Tables
+from aims.storage.write import Change, Consume, Effect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Spending:
+    """A one-time thing that an award uses up, what follows, and what follows instead if it was used before.
+
+    ``until`` (Unix seconds) is the end of what it can give.
+    """
+
+    consume: Consume
+    until: int
+    effects: tuple[Effect, ...]
+    lost: tuple[Effect, ...]
+    lost_changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Award:
-    """A right that is about to be given, before policy and life are decided.
+    """A right that is about to be given, before policy and life are decided. Two are equal if they are the same.
 
     ``bound`` is false only at resources whose policy says ``bearer``, and never for what came of a bound token.
     ``parent`` is the subject token of an exchange:
@@ -43,6 +57,7 @@ class Award:
     resource: str | None = None
     parent: AccessToken | None = None
     delegated: Grant | None = None
+    spending: Spending | None = None
     answer: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -79,22 +94,23 @@ def only_target(form: Form) -> str:
     return values.pop()
 
 
-def wanted_scopes(form: Form) -> frozenset[str]:
+def wanted_scopes(text: str | None) -> frozenset[str]:
     """Return the scopes that are asked for. Raises: AuthorizationError ``scope_missing``, ``scope_malformed``."""
-    text = form.get("scope")
     if text is None:
         raise AuthorizationError("scope_missing")
     return scope.parse(text)
 
 
-def require_ceiling(asking: Asking, target: Resource, scopes: Collection[str]) -> None:
-    """Refuse what is wider than any of the client's postures lets it hold.
+def require_ceiling(
+    tables: Tables, agent: str, postures: tuple[str, ...], target: Resource, scopes: Collection[str]
+) -> None:
+    """Refuse what is wider than what any of its postures lets an agent hold.
 
     Raises:
         AuthorizationError: ``scope_ceiling``, ``client_posture``.
     """
     try:
-        for allowance in _ceilings(asking.tables, asking.client.spiffe_id, asking.standing.postures, target.name):
+        for allowance in _ceilings(tables, agent, postures, target.name):
             allowance.require(scopes)
     except PolicyError as error:
         reason = "client_posture" if error.reason == "posture" else "scope_ceiling"
@@ -115,9 +131,22 @@ def wanted_details(form: Form, tables: Tables, target: Resource, scopes: frozens
     return details
 
 
-def principal(asking: Asking) -> Entity:
-    """Return the client as the policy knows it."""
-    return Entity("Agent", asking.client.id, {"owner": asking.client.workload.owner})
+def agent_entity(agent: str, owner: str) -> Entity:
+    """Return an agent as the policy knows it."""
+    return Entity("Agent", agent, {"owner": owner})
+
+
+@lru_cache(maxsize=64)
+def longest_life(tables: Tables, postures: tuple[str, ...]) -> int:
+    """Return the seconds that an access token may live in all of these postures.
+
+    Raises:
+        AuthorizationError: ``lifetime``.
+    """
+    try:
+        return min(tables.lifetime("access-token", posture).seconds for posture in postures)
+    except PolicyError as error:
+        raise AuthorizationError("lifetime", str(error)) from error
 
 
 def tool(target: Resource) -> Entity:
@@ -133,5 +162,6 @@ def _named(tables: Tables) -> Mapping[str, Resource]:
 
 # Tables never change, so neither do the ceilings that they give to one agent.
 @lru_cache(maxsize=4096)
-def _ceilings(tables: Tables, agent: SpiffeId, postures: tuple[str, ...], resource: str) -> tuple[Allowance, ...]:
-    return tuple(tables.ceiling(agent, posture, resource) for posture in postures)
+def _ceilings(tables: Tables, agent: str, postures: tuple[str, ...], resource: str) -> tuple[Allowance, ...]:
+    spiffe_id = SpiffeId.parse_workload(agent)
+    return tuple(tables.ceiling(spiffe_id, posture, resource) for posture in postures)

@@ -31,8 +31,8 @@ from aims.authorization.errors import AuthorizationError
 from aims.authorization.form import Form
 from aims.authorization.grants.award import (
     Award,
+    agent_entity,
     only_target,
-    principal,
     require_ceiling,
     resource_of,
     tool,
@@ -42,7 +42,7 @@ from aims.authorization.grants.award import (
 from aims.authorization.model import Asking, dead, stored
 from aims.authorization.store import STANDING, Grant
 from aims.policy.errors import PolicyError
-from aims.policy.question import Entity, Question
+from aims.policy.question import Question
 from aims.policy.rows import Resource
 from aims.provisioning.errors import ProvisioningError
 from aims.provisioning.registry.model import Kind, State, Workload
@@ -67,17 +67,17 @@ def award(asking: Asking, verifier: AccessTokenVerifier, confirmation: Confirmat
     # 7. the target
     receiver, target, audience = _target(asking, parent, actors)
     # 8. scope: something, within the parent and the ceiling
-    scopes = wanted_scopes(form)
+    scopes = wanted_scopes(form.get("scope"))
     if not scopes <= parent.scopes:
         raise AuthorizationError("scope_parent", scope.write(scopes - parent.scopes))
-    require_ceiling(asking, target, scopes)
+    require_ceiling(asking.tables, client.id, asking.standing.postures, target, scopes)
     # 9. authorization_details: within the parent
     details = wanted_details(form, asking.tables, target, scopes)
     authorization_details.require_within(details, parent.details)
     question = Question(
-        principal=principal(asking),
+        principal=agent_entity(client.id, client.workload.owner),
         action="exchange",
-        resource=tool(target) if receiver is None else Entity("Agent", audience, {"owner": receiver.owner}),
+        resource=tool(target) if receiver is None else agent_entity(audience, receiver.owner),
         context={
             "subject": parent.subject,
             "posture": asking.standing.posture,
