@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import tempfile
@@ -133,6 +134,42 @@ async def test_a_request_that_never_ends_loses_its_connection(
     # An aborted connection is an end of stream or a reset, never an answer.
     assert all(answer == b"" or isinstance(answer, ConnectionError) for answer in slow), slow
     assert status(await exchange(listening[0], request("POST /echo HTTP/1.1", body=b"1"))) == 200
+
+
+async def test_a_header_is_refused_before_it_ends(listening: tuple[int, Path]) -> None:
+    for unfinished in (b"a: ", b"a"):  # a value, and a name
+        reader, writer = await asyncio.open_connection("127.0.0.1", listening[0])
+        writer.write(b"GET /who HTTP/1.1\r\nhost: " + HOST.encode() + b"\r\n" + unfinished)
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while not reader.at_eof() and sent < 64 << 20:
+                writer.write(b"x" * 16_384)
+                await writer.drain()
+                sent += 16_384
+                await asyncio.sleep(0)
+        assert sent < 8 << 20, "somebody keeps what never ends"
+        writer.close()
+    assert status(await exchange(listening[0], request("POST /echo HTTP/1.1", body=b"1"))) == 200
+
+
+async def test_large_requests_in_one_piece_are_not_taken_for_unfinished_ones(listening: tuple[int, Path]) -> None:
+    big = request("GET /who HTTP/1.1", "a: " + "x" * 30_000).replace(b"connection: close\r\n", b"")
+    answer = await exchange(listening[0], big * 3 + request("POST /echo HTTP/1.1", body=b"x" * 1000))
+    assert answer.count(b"HTTP/1.1 200") == 4
+
+
+async def test_empty_lines_after_an_answer_hold_no_connection(
+    listening: tuple[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "REQUEST_SECONDS", 0.2)
+    reader, writer = await asyncio.open_connection("127.0.0.1", listening[0])
+    writer.write(request("GET /who HTTP/1.1").replace(b"connection: close\r\n", b""))
+    async with asyncio.timeout(10):
+        await reader.readuntil(b'"}')
+        writer.write(b"\r\n")
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+    writer.close()
 
 
 async def test_the_kernel_says_who_is_at_a_unix_socket(listening: tuple[int, Path]) -> None:

@@ -54,9 +54,22 @@ class BoundedProtocol(HttpToolsProtocol):
                 finally:
                     view.detach()
         self._octets = 0
+        self._in_head = self._begun = False
+        self._unfinished = 0
         self._refused = False
         self._deadline: asyncio.TimerHandle | None = None
         self._expect_request()
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser, which shows a header only once it is whole and skips empty lines in silence."""
+        # uvicorn stops its own clock for any octet, also for those that begin no request.
+        self._expect_request()
+        in_head, self._begun = self._in_head, False
+        super().data_received(data)
+        if in_head and self._in_head and not self._begun and not self._refused:
+            self._unfinished += len(data)
+            if self._unfinished > MOST_HEADER_OCTETS + MOST_URL_OCTETS:
+                self._answer_and_close("431 Request Header Fields Too Large")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._request_arrived()
@@ -64,7 +77,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._octets = 0
+        self._octets = self._unfinished = 0
+        self._in_head = self._begun = True
         self._expect_request()
         self.scope["extensions"] = {PEER: {"is": self._peer}}
 
@@ -78,6 +92,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self._octets += len(name) + len(value)
         if self._octets > MOST_HEADER_OCTETS or len(self.headers) > MOST_HEADERS:
             self._refuse("431 Request Header Fields Too Large")
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         self._request_arrived()
@@ -98,10 +116,13 @@ class BoundedProtocol(HttpToolsProtocol):
             super().send_400_response(msg)
 
     def _refuse(self, status: str) -> None:
+        self._answer_and_close(status)
+        raise _RefusedError
+
+    def _answer_and_close(self, status: str) -> None:
         self._refused = True
         self.transport.write(f"HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".encode("ascii"))
         self.transport.close()
-        raise _RefusedError
 
 
 class _RefusedError(Exception):
