@@ -1,7 +1,7 @@
 """AIMS: attested identity, short-lived credentials, standard authorization and a stop for AI agents.
 
-    async with aims.Identity() as me, me.client() as http:
-        answer = await http.post("https://localhost:8450/mcp", json={"question": 42})
+async with aims.Identity() as me, me.client() as http:
+    answer = await http.post("https://localhost:8450/mcp", json={"question": 42})
 """
 
 from __future__ import annotations

@@ -43,6 +43,11 @@ class SdkError(AimsError):
             "It is not known which SPIFFE ID stands behind this URL.",
             "Name it (peer=...), or add the URL to the policy's table of resources.",
         ),
+        peer_refused=(
+            "The server is not the one that is expected there; nothing of the request was sent.",
+            "Check the address, the resource map, and who listens on that port.",
+        ),
+        call_refused=("The service refused the call.", "Its own code and hint say why; `aims explain` says more."),
         profile_unknown=("This call profile is not spoken here.", "Use wimse or wimse-method-bound."),
         resource_unknown=(
             "The policy has no resource whose server this process is.",
@@ -55,3 +60,14 @@ class SdkError(AimsError):
         request_invalid=("The request cannot be proved: its method or URL has no normal form.", "Use a plain URL."),
         response_too_large=("The answer of the Workload API is larger than 4 MiB and was not read.", ""),
     )
+
+
+class CallRefusedError(SdkError):
+    """A service behind the middleware said no: ``status`` is HTTP's, ``service_code`` its own stable code."""
+
+    def __init__(self, status: int, service_code: str, message: str, hint: str) -> None:
+        super().__init__("call_refused", f"{status} {service_code}")
+        self.status = status
+        self.service_code = service_code
+        self.sentence = f"The service refused the call: {service_code}: {message}"
+        self.hint = hint

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Generator
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import httpx2
+import msgspec
 
+from aims.sdk.errors import CallRefusedError, SdkError
 from aims.sdk.proofs import AnswerFacts, Proof, RequestFacts
+from aims.tls import PeerRefused
 
 CONNECT_SECONDS: Final = 5.0
 ANSWER_SECONDS: Final = 30.0
@@ -56,11 +59,44 @@ class KnowingTransport(httpx2.AsyncBaseTransport):
         if transport is None:
             transport = httpx2.AsyncHTTPTransport(verify=context, trust_env=False)
             self._transports[context] = transport
-        return await transport.handle_async_request(request)
+        try:
+            return await transport.handle_async_request(request)
+        except httpx2.ConnectError as error:
+            refused = _refused(error)
+            if refused is None:
+                raise
+            raise SdkError("peer_refused", str(refused)) from refused
 
     async def aclose(self) -> None:
         for transport in self._transports.values():
             await transport.aclose()
+
+
+def refusal(response: httpx2.Response) -> CallRefusedError | None:
+    """Return what a service's middleware said no with; None for every other answer. The body must have been read."""
+    if response.status_code < 400:
+        return None
+    try:
+        said = msgspec.json.decode(response.content, type=_Refusal)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    return CallRefusedError(response.status_code, said.error, said.message, said.hint)
+
+
+class _Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    error: Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9_]{1,64}\.[A-Za-z0-9_:-]{1,64}\Z")]
+    message: Annotated[str, msgspec.Meta(max_length=1024)]
+    hint: Annotated[str, msgspec.Meta(max_length=1024)]
+
+
+def _refused(error: BaseException) -> PeerRefused | None:
+    """Find what our own check of the peer said, below what the libraries above made of it."""
+    below: BaseException | None = error
+    for _ in range(16):
+        if below is None or isinstance(below, PeerRefused):
+            return below
+        below = below.__cause__ or below.__context__
+    return None
 
 
 def client(proof_of: ProofOf, context_of: Callable[[str], ssl.SSLContext], **options: Any) -> httpx2.AsyncClient:

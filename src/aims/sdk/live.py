@@ -92,7 +92,7 @@ class Live:
                     await self._told.wait()
                     self._told.clear()
         except TimeoutError:
-            raise SdkError("no_node", str(self._last or "")) from self._last
+            raise SdkError("no_node", self._lacking()) from self._last
 
     async def stop(self) -> None:
         """End the streams."""
@@ -135,6 +135,16 @@ class Live:
     def _complete(self) -> bool:
         wits = self._no_wit or (self.proof is not None and self._anchored)
         return self.tls is not None and wits and (self._alone or self.settings is not None)
+
+    def _lacking(self) -> str:
+        parts = {
+            "X509-SVID": self.tls,
+            "WIT": self.proof,
+            "WIT bundle": self._anchored or None,
+            "settings": self.settings,
+        }
+        lacking = ", ".join(name for name, part in parts.items() if part is None)
+        return f"without {lacking}: {self._last or 'no answer'}"
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.get_running_loop().create_task(work))

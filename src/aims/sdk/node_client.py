@@ -34,11 +34,13 @@ class ClaimStream:
 
     async def send(self, ids: list[bytes]) -> None:
         """Ask for at most 1,024 ids to be spent. Raises: SdkError."""
-        await self._call.send_message(pb.ClaimRequest(ids=b"".join(ids)))
+        with translated():
+            await self._call.send_message(pb.ClaimRequest(ids=b"".join(ids)))
 
     async def answer(self) -> pb.ClaimResponse:
         """Return the next answer. Raises: SdkError ``unavailable``, also as soon as the node ends the stream."""
-        answer = await self._call.recv_message()
+        with translated():
+            answer = await self._call.recv_message()
         if not isinstance(answer, pb.ClaimResponse):
             raise SdkError("unavailable", "the node ended the stream of claims")
         self.complete_since = answer.complete_since

@@ -1,0 +1,155 @@
+"""`Identity` against a node on real sockets: what it takes, keeps, rotates, gives up, and what it says without one."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx2
+import pytest
+from tests.flows.sdk_world import AGENT, TOOL, knows, resource, world
+from tests.flows.workload_api_fake import until
+
+import aims
+from aims.sdk.errors import SdkError
+from aims.sdk.identity import Identity
+
+URL = "https://localhost:8450/mcp"
+
+
+async def test_an_identity_is_there_with_everything_once_it_is_entered() -> None:
+    async with world({URL: resource(URL)}) as node:
+        seat = await node.seat(AGENT)
+        async with seat.identity() as me:
+            assert me.spiffe_id == AGENT
+            assert me.settings.resources[0].peer == TOOL
+            assert await me.jwt_svid("urn:x") == "jwt-for-urn:x"
+            assert repr(me) == f"Identity({AGENT})"
+            await knows(me)
+
+
+async def test_no_node_is_said_at_once_and_a_silent_one_in_time(tmp_path: Path) -> None:
+    with pytest.raises(SdkError) as refused:
+        async with Identity(f"unix://{tmp_path}/none.sock"):
+            pass
+    assert refused.value.code == "sdk.no_node"
+    async with world() as node:
+        seat = await node.seat(AGENT)
+        node.feed._ready.clear()
+        node.feed._settings = None
+        with pytest.raises(SdkError) as refused:
+            async with seat.identity(seconds=0.3):
+                pass
+        assert refused.value.code == "sdk.no_node"
+
+
+async def test_a_process_without_identity_is_told_so_at_once() -> None:
+    async with world() as node:
+        seat = await node.seat(AGENT)
+        seat.withdraw()
+        with pytest.raises(SdkError) as refused:
+            async with seat.identity():
+                pass
+        assert refused.value.code == "sdk.not_entitled"
+
+
+async def test_what_is_withdrawn_is_refused_by_the_next_call_and_comes_back() -> None:
+    async with world({URL: resource(URL)}) as node:
+        seat = await node.seat(AGENT)
+        async with seat.identity() as me:
+            auth = me.auth()
+            assert next(auth.auth_flow(httpx2.Request("POST", URL))).headers["authorization"].startswith("WPT ")
+            seat.withdraw()
+            await until(lambda: me.live.proof is None)
+            with pytest.raises(SdkError) as refused:
+                next(auth.auth_flow(httpx2.Request("POST", URL)))
+            assert refused.value.code == "sdk.stopped"
+            with pytest.raises(SdkError) as refused:
+                me.ssl_context(url=URL)
+            assert refused.value.code == "sdk.stopped"
+            seat.renew()
+            await until(lambda: me.live.proof is not None and me.live.tls is not None)
+            next(auth.auth_flow(httpx2.Request("POST", URL)))
+
+
+async def test_an_identity_that_is_not_in_use_says_so(tmp_path: Path) -> None:
+    me = Identity(f"unix://{tmp_path}/none.sock")
+    with pytest.raises(SdkError) as refused:
+        _ = me.spiffe_id
+    assert refused.value.code == "sdk.not_started"
+
+
+async def test_credentials_rotate_behind_the_same_objects() -> None:
+    async with world({URL: resource(URL)}) as node:
+        seat = await node.seat(AGENT)
+        async with seat.identity() as me:
+            auth, context, server = me.auth(), me.ssl_context(url=URL), me.server_context()
+            before = next(auth.auth_flow(httpx2.Request("POST", URL))).headers["workload-identity-token"]
+            first = me.live.tls
+            seat.renew()
+            await until(lambda: me.live.tls is not first)
+            await until(lambda: me.live.proof is not None and me.live.proof.wit != before)
+            assert me.ssl_context(url=URL) is context
+            assert next(auth.auth_flow(httpx2.Request("POST", URL))).headers["workload-identity-token"] != before
+            assert server is not context
+
+
+async def test_the_peer_comes_from_the_map_or_is_named_and_is_never_guessed() -> None:
+    other = "https://localhost:8451/mcp"
+    async with world({URL: resource(URL), other: resource(other, peer=AGENT, id="other")}) as node:
+        seat = await node.seat(AGENT)
+        async with seat.identity() as me:
+            assert me.ssl_context(url=f"{URL}/deeper?x=1") is me.ssl_context(str(TOOL))
+            assert me.ssl_context(url=other) is not me.ssl_context(url=URL)
+            for given in ({"url": "https://localhost:9999/mcp"}, {}, {"peer": "https://nobody"}, {"peer": ()}):
+                with pytest.raises(SdkError) as refused:
+                    me.ssl_context(**given)
+                assert refused.value.code == "sdk.peer_unknown", given
+            with pytest.raises(SdkError) as refused:
+                me.ssl_context("spiffe://elsewhere.test/services/tool")
+            assert refused.value.code == "sdk.peer_unknown"
+            with pytest.raises(SdkError) as refused:
+                me.auth(profile="bearer")
+            assert refused.value.code == "sdk.profile_unknown"
+
+
+async def test_a_node_without_its_own_door_still_gives_an_identity() -> None:
+    async with world() as node:
+        seat = await node.seat(AGENT, agent_sock=False)
+        async with seat.identity() as me:
+            assert next(me.auth().auth_flow(httpx2.Request("GET", URL))).headers["authorization"]
+            with pytest.raises(SdkError) as refused:
+                me.ssl_context(url=URL)
+            assert refused.value.code == "sdk.no_node"
+            assert me.ssl_context(TOOL) is me.ssl_context(TOOL)
+
+
+async def test_no_key_and_no_token_shows_in_any_repr() -> None:
+    async with world({URL: resource(URL)}) as node:
+        seat = await node.seat(AGENT)
+        async with seat.identity() as me:
+            shown = repr((me, me.live, me.live.tls, me.live.proof, me.auth(), me.settings, me.client()))
+            for secret in (seat.workload.wit, seat.workload.state.wit[0].key, "PRIVATE"):
+                assert secret not in shown
+            assert str(AGENT) in shown
+
+
+def test_importing_aims_costs_nothing_and_the_identity_is_found_when_used() -> None:
+    code = (
+        "import sys; import aims; print(len([m for m in sys.modules if m.split('.')[0] in {'cryptography','grpclib'}]))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "0\n"
+    assert aims.Identity is Identity
+    with pytest.raises(AttributeError):
+        _ = aims.Nothing
+
+
+async def test_an_identity_ends_its_streams_with_it() -> None:
+    async with world() as node:
+        seat = await node.seat(AGENT)
+        async with seat.identity():
+            pass
+        pending = [task for task in asyncio.all_tasks() if "Live" in repr(task)]
+        assert pending == []
