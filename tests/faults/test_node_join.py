@@ -155,7 +155,7 @@ async def test_two_nodes_do_not_share_a_folder(world: World) -> None:
     assert (status, "node.node_running" in text) == (1, True)
     status, text = await output_of(world.node_argv(state=f"{world.name}-other"))
     assert (status, "node.node_running" in text) == (1, True)
-    world.run_dir.chmod(0o755)
+    world.run_dir.chmod(0o777)
     await world.close_node()
     status, text = await output_of(world.node_argv())
     assert (status, "node.node_folder" in text) == (1, True)

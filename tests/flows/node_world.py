@@ -17,13 +17,13 @@ from aims.credentials.x509_svid import X509Svid
 from aims.identifiers import SpiffeId
 from aims.jose import base64url
 from aims.node import messages
-from aims.node.cache import Tenant
 from aims.node.errors import NodeError
 from aims.node.identities import IdentityState
 from aims.node.issuing import Issuer
 from aims.node.messages import Entry
 from aims.node.server_client import Evidence, Issued, IssuedToken, ServerClient, ServerRefusedError
 from aims.node.server_state import ServerState
+from aims.node.tenant import Tenant
 from aims.provisioning.bundles import domain_bundle
 
 PATIENCE = 10.0
@@ -74,6 +74,7 @@ class Program:
     selectors: frozenset[Selector]
     now: Callable[[], float]
     problem: NodeError | None = None
+    changed: NodeError | None = None
     closed: bool = False
     looked: int = field(default=0)
 
@@ -86,6 +87,8 @@ class Program:
     def check(self) -> None:
         if self.closed:
             raise NodeError("launch_ended")
+        if self.changed is not None:
+            raise self.changed
 
     async def evidence(self) -> Evidence:
         self.looked += 1

@@ -144,6 +144,17 @@ async def test_a_refusal_at_renewal_ends_the_stream_and_the_credential(side: Sid
         assert (await _ends(tenant.tokens(TOOL, None))).code == problem.code
 
 
+async def test_a_process_that_became_another_program_gets_nothing_of_what_is_kept(side: Side) -> None:
+    side.tell()
+    tenant = side.tenant()
+    await tenant.tokens(TOOL, None)
+    cast("Program", tenant.process).changed = NodeError("exe_changed")
+    assert (await _ends(tenant.tokens(TOOL, None))).code == "node.exe_changed"
+    async with watching(tenant) as stream:
+        assert (await _ends(stream.next())).code == "node.exe_changed"
+    assert side.client.calls == ["issue", "jwt-svid"]
+
+
 async def test_a_stop_ends_streams_at_once_and_resuming_gives_new_credentials_alone(side: Side) -> None:
     side.tell()
     tenant = side.tenant()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -42,7 +43,8 @@ def run(settings: NodeSettings) -> int:
     clock = SystemClock()
 
     def ready() -> None:
-        os.write(1, b"ready\n")
+        with contextlib.suppress(OSError):  # whoever wanted to hear it may be gone
+            os.write(1, b"ready\n")
 
     try:
         asyncio.run(serve(settings, clock=clock, ids=SystemIds(clock), ready=ready))

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from aims.clock import Clock, IdSource
-from aims.errors import AimsError
 from aims.node import pid_file
 from aims.node.agent_api import SOCKET_NAME as AGENT_SOCKET
 from aims.node.agent_api import AgentApi, AgentApiServer
@@ -42,7 +41,7 @@ from aims.node.window import FileWindow
 from aims.node.workload_api import WorkloadApi, WorkloadApiServer
 
 DRAIN_SECONDS: Final = 2.0
-STOP_SECONDS: Final = 8.0
+STOP_SECONDS: Final = 6.0
 """From SIGTERM to SIGKILL of a launched program when the node ends: shorter than the patience of who ends the node."""
 
 _log = logging.getLogger("aims.node")
@@ -73,7 +72,7 @@ async def serve(settings: NodeSettings, *, clock: Clock, ids: IdSource, ready: C
             _end_with(stack, settings.life, stopping)
         folder = StateFolder(settings.state_dir, clock)
         stack.callback(folder.close)
-        run_dir = private_folder(settings.run_dir)
+        run_dir = private_folder(settings.run_dir, readable=True)
         stack.callback(os.close, pid_file.hold(run_dir))
         # 2
         source = settings.join_token
@@ -99,13 +98,14 @@ async def serve(settings: NodeSettings, *, clock: Clock, ids: IdSource, ready: C
             ids=ids,
             on_start=reports.started,
             on_end=ended,
+            mode=0o666 if run_dir.stat().st_mode & 0o011 else 0o600,
             grace=STOP_SECONDS,
         )
         cache = IdentityCache(state, issuer, lambda: launcher, node=node, clock=clock, ids=ids)
         stack.callback(cache.close)
         # 4
-        _task(stack, own.keep(client))
-        _task(stack, reports.send())
+        _task(stack, own.keep(client), stopping)
+        _task(stack, reports.send(), stopping)
         stack.push_async_callback(reports.drain, DRAIN_SECONDS)
         # 5
         feed = AgentFeed(clock)
@@ -121,7 +121,7 @@ async def serve(settings: NodeSettings, *, clock: Clock, ids: IdSource, ready: C
         stack.push_async_callback(launcher.stop)
         # 6
         watch = Watch(client, state, own.believe, feed.hear)
-        _task(stack, watch.keep())
+        _task(stack, watch.keep(), stopping)
         if await _first_state(watch, stopping):
             ready()
         await stopping.wait()
@@ -173,12 +173,14 @@ def _end_with(stack: AsyncExitStack, descriptor: int, stopping: asyncio.Event) -
     stack.callback(loop.remove_reader, descriptor)
 
 
-def _task(stack: AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
+def _task(stack: AsyncExitStack, work: Coroutine[Any, Any, None], stopping: asyncio.Event) -> None:
+    """Run ``work`` beside the rest. It never ends by itself: if a defect ends it, the node ends with it."""
     task = asyncio.get_running_loop().create_task(work)
+    task.add_done_callback(lambda _: stopping.set())
 
     async def end() -> None:
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, AimsError):
+        with contextlib.suppress(asyncio.CancelledError):
             await task
 
     stack.push_async_callback(end)

@@ -49,7 +49,6 @@ class Token:
     """A JWT-SVID."""
 
     identity: JwtIdentity = field(repr=False)
-    epoch: int
     expires: float
     renew_at: float
 
@@ -137,7 +136,6 @@ class Issuer:
         self._check_stops(entry, process.instance, fence.epoch)
         return Token(
             identity=JwtIdentity(spiffe_id=entry.spiffe_id, token=answer.svid, hint=entry.hint),
-            epoch=fence.epoch,
             expires=svid.expires,
             renew_at=half_life(began, svid.expires),
         )

@@ -245,8 +245,10 @@ def read_join_token(source: Path) -> JoinToken:
     return JoinToken.parse(octets.decode("ascii", "replace").removesuffix("\n").removesuffix("\r"))
 
 
-def private_folder(folder: Path) -> Path:
+def private_folder(folder: Path, *, readable: bool = False) -> Path:
     """Make a folder of mode 0700, or insist that the present one is this user's alone.
+
+    With ``readable`` others may be let in to look, and so to reach sockets, but never to write.
 
     Raises: NodeError ``node_folder``.
     """
@@ -257,7 +259,8 @@ def private_folder(folder: Path) -> Path:
         found = folder.lstat()
     except OSError as error:
         raise NodeError("node_folder", f"{folder}: {error.strerror}") from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+    closed = 0o022 if readable else 0o077
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & closed:
         raise NodeError("node_folder", f"{folder}: mode {stat.S_IMODE(found.st_mode):04o}, uid {found.st_uid}")
     return folder
 
