@@ -122,6 +122,25 @@ async def test_what_a_web_page_could_send_is_refused(
     assert records(core.database)[-1]["decision"]["reason"] == code
 
 
+@pytest.mark.parametrize(
+    "reason",
+    [
+        b"-----BEGIN PRIVATE KEY-----",
+        b"eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhZ2VudCJ9.c2lnbmF0dXJlLW9mLWFuLWFnZW50",
+        b"a\tb",
+        b"x" * 257,
+    ],
+)
+async def test_a_reason_that_no_record_may_hold_is_refused_and_recorded(core: Core, reason: bytes) -> None:
+    headers = ((b"host", b"aims"), (b"aims-reason", reason))
+    status, answer = await call(core, "GET", "/admin/v1/status", headers=headers)
+    assert (status, answer["error"]) == (400, "server.body")
+    last = records(core.database)[-1]
+    assert (last["type"], last["decision"]["reason"]) == ("admin.refuse", "server.body")
+    assert last["operator"]["uid"] == os.geteuid()
+    assert "reason" not in last["operator"]
+
+
 @pytest.mark.parametrize("peer", [UnixPeer(os.getpid(), 4711, 4711), None, "root"])
 async def test_a_stranger_administers_nothing(core: Core, peer: object) -> None:
     status, answer = await call(core, "GET", "/admin/v1/status", peer=peer)
@@ -170,6 +189,7 @@ async def test_a_peer_whose_parents_cannot_be_read_counts_as_launched(tmp_path: 
         (b"{", "server.body"),
         (b"[]", "server.body"),
         (b'{"unknown":1}', "server.body"),
+        (msgspec.json.encode(QUESTION)[:-1] + b',"action":"issue"}', "server.body"),  # a member twice
         (b"\xff\xfe", "server.body"),
         (b"[" * 100_000, "server.body"),
         (b"x" * 300_000, "server.too_large"),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import pwd
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -19,6 +19,8 @@ import msgspec
 from aims.audit.record import body as record_body
 from aims.audit.record import inert, recorder
 from aims.errors import AimsError
+from aims.jose import JoseError
+from aims.jose.strict_json import read_object
 from aims.policy.question import Decision, Entity, Question
 from aims.server.ancestry import launched_by_node
 from aims.server.core import Core
@@ -128,7 +130,6 @@ class AdminDoor:
     def __init__(self, core: Core, routes: tuple[AdminRoute, ...]) -> None:
         self._core = core
         self._routes: Mapping[tuple[str, str], AdminRoute] = {(route.method, route.path): route for route in routes}
-        self._decoders = {route.name: msgspec.json.Decoder(route.body) for route in routes}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = self._core.ids.new()
@@ -142,7 +143,8 @@ class AdminDoor:
             peer = peer_of(scope)
             if not isinstance(peer, UnixPeer):
                 raise ServerError("peer", "no peer credentials")
-            operator = self._operator(peer, scope)
+            operator = self._operator(peer)
+            operator = replace(operator, reason=_reason(scope))
             # 3
             route = self._routes.get((scope["method"], scope["path"]))
             if route is None:
@@ -164,16 +166,13 @@ class AdminDoor:
             answer = await self._refuse(error, operator, route_name, decision, request_id)
         await respond(send, answer)
 
-    def _operator(self, peer: UnixPeer, scope: Scope) -> Operator:
+    def _operator(self, peer: UnixPeer) -> Operator:
         try:
             user = pwd.getpwuid(peer.uid).pw_name
         except KeyError:
             user = ""
         roles, _ = self._core.policy.tables.roles(peer.uid, user, self._core.server_uid)
-        reason = header(scope, b"aims-reason") or ""
-        if len(reason) > MOST_REASON or not reason.isprintable():
-            raise ServerError("body", "aims-reason is too long or not printable")
-        return Operator(peer.uid, user, roles, reason)
+        return Operator(peer.uid, user, roles)
 
     def _decide(self, operator: Operator, peer: UnixPeer, route: AdminRoute) -> Decision:
         return self._core.policy.engine.decide(
@@ -187,8 +186,8 @@ class AdminDoor:
 
     def _decode(self, route: AdminRoute, octets: bytes) -> Any:
         try:
-            return self._decoders[route.name].decode(octets or b"{}")
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            return msgspec.convert(read_object(octets or b"{}"), route.body, strict=True)
+        except (JoseError, msgspec.ValidationError) as error:
             raise ServerError("body", str(error)[:200]) from error
 
     async def _refuse(
@@ -220,6 +219,14 @@ class AdminDoor:
         except AimsError as failure:
             return error_answer(failure)
         return error_answer(error)
+
+
+def _reason(scope: Scope) -> str:
+    reason = header(scope, b"aims-reason") or ""
+    # What no record may hold would leave neither the call nor its refusal one.
+    if reason and (len(reason) > MOST_REASON or inert(reason) != reason):
+        raise ServerError("body", "aims-reason is too long, not printable, or looks like a secret")
+    return reason
 
 
 def _refuse_browser(scope: Scope) -> None:
