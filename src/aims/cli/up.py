@@ -54,6 +54,7 @@ def up(
         say(f"trust domain  spiffe://{found.trust_domain}")
         say(f"public        https://localhost:{found.public_port}")
         say(f"mTLS          https://localhost:{found.mtls_port}")
+        say(f"its CA        {found.public_ca}")
         say(f"admin socket  {found.admin_socket}")
         say(f"audit log     {found.log_dir}")
         if node:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from aims.demo import birth, evidence, ground, proof
+from aims.demo import birth, evidence, ground, proof, stopping
 from aims.demo.stage import Stage
 from aims.demo.story import Chapter, Teller, tell
 
-CHAPTERS: Final[tuple[Chapter[Stage], ...]] = (ground.chapter, birth.chapter, proof.chapter, evidence.chapter)
+CHAPTERS: Final[tuple[Chapter[Stage], ...]] = (
+    ground.chapter,
+    birth.chapter,
+    proof.chapter,
+    stopping.chapter,
+    evidence.chapter,
+)
 
 
 async def play(teller: Teller) -> bool:

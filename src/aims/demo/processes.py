@@ -102,6 +102,11 @@ class Process:
         answer: dict[str, Any] = msgspec.json.decode(await self.line())
         return answer
 
+    def children(self, module: str) -> list[int]:
+        """The pids of its child processes that run ``module``."""
+        found = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text("ascii").split()
+        return [int(pid) for pid in found if module.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+
     async def end(self) -> int:
         """Ask the process to end, force the whole group after a while, and return its status."""
         with contextlib.suppress(ProcessLookupError):

@@ -16,13 +16,14 @@ def _program(module: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", f"aims.samples.{module}", *arguments)
 
 
-def _url(stage: Stage, port: str = "tool") -> str:
+def tool_url(stage: Stage, port: str = "tool") -> str:
+    """The address of the story's tool, or of the place where an impostor stands."""
     return f"https://localhost:{stage.ports[port]}/mcp"
 
 
 async def _attack(stage: Stage, do: str, *, who: str = "mallory", **arguments: Any) -> Seen:
     """Have a program do something hostile and say what came back."""
-    told = await stage.programs[who].ask(do, url=_url(stage), **arguments)
+    told = await stage.programs[who].ask(do, url=tool_url(stage), **arguments)
     answer = told.get("answer", told)
     words = [str(answer.get("status", told.get("refused")))]
     if answer.get("code"):
@@ -48,7 +49,7 @@ async def start(stage: Stage) -> Seen:
     "the tool names spiffe://local.test/agents/assistant",
 )
 async def call(stage: Stage) -> Seen:
-    told = await stage.programs["assistant"].ask("call", url=_url(stage), tool="whoami")
+    told = await stage.programs["assistant"].ask("call", url=tool_url(stage), tool="whoami")
     answer = told["answer"]
     return Seen(f"the tool names {answer['agent']}", (f"profile {answer['profile']}",))
 
@@ -60,7 +61,7 @@ async def fair(stage: Stage) -> Seen:
 
 @chapter.step("The same with a WIT that it stole, and a key of its own", "401 authentication.wpt_signature")
 async def stolen(stage: Stage) -> Seen:
-    leaked = await stage.programs["victim"].ask("leak", url=_url(stage))
+    leaked = await stage.programs["victim"].ask("leak", url=tool_url(stage))
     return await _attack(stage, "stolen_wit", wit=leaked["answer"]["workload-identity-token"])
 
 
@@ -91,7 +92,7 @@ async def other_method(stage: Stage) -> Seen:
 
 @chapter.step("The same with a proof that was made for another URL of the tool", "401 authentication.wpt_htu")
 async def other_url(stage: Stage) -> Seen:
-    return await _attack(stage, "other_url", audience=_url(stage))
+    return await _attack(stage, "other_url", audience=tool_url(stage))
 
 
 @chapter.step("The same with a proof of ten minutes ago", "401 authentication.wpt_expired")
@@ -105,7 +106,7 @@ async def expired(stage: Stage) -> Seen:
 )
 async def impostor(stage: Stage) -> Seen:
     await stage.launch("impostor", *_program("tool", "--port", str(stage.ports["impostor"])), service=True)
-    told = await stage.programs["assistant"].ask("call", url=_url(stage, "impostor"), tool="whoami")
+    told = await stage.programs["assistant"].ask("call", url=tool_url(stage, "impostor"), tool="whoami")
     await stage.programs["impostor"].end()
     lines = (stage.folder / "impostor.log").read_text("utf-8", "replace")
     saw = "a request" if "whoami" in lines or "POST" in lines else "no request"

@@ -15,6 +15,7 @@ import msgspec
 
 from aims.demo.policy import write_policy
 from aims.demo.processes import DemoError, Process, aims, output_of
+from aims.demo.transmitter import Transmitter
 from aims.server.admin_client import AdminClient
 
 OWNER: Final = "demo-team"
@@ -32,6 +33,8 @@ class Stage:
     server: Process | None = None
     programs: dict[str, Process] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
+    transmitter: Transmitter | None = None
+    kept: dict[str, str] | None = None
 
     @classmethod
     def set_up(cls) -> tuple[Stage, tempfile.TemporaryDirectory[str]]:
@@ -53,6 +56,10 @@ class Stage:
     @property
     def run_dir(self) -> Path:
         return self.folder / "run"
+
+    @property
+    def public_ca(self) -> Path:
+        return self.state_dir / "server" / "tls-ca.pem"
 
     @property
     def log_dir(self) -> Path:
@@ -86,13 +93,12 @@ class Stage:
             raise DemoError("the server does not run")
         return self.server
 
-    async def administer(self, method: str, path: str, body: object | None = None) -> dict[str, Any]:
-        """Call the administrator's socket from a thread."""
+    async def administer(self, method: str, path: str, body: object | None = None) -> Any:
+        """Call the administrator's socket from a thread, and return what it answers."""
 
-        def call() -> dict[str, Any]:
+        def call() -> Any:
             with AdminClient(self.run_dir / "admin.sock", "the story") as client:
-                answer: dict[str, Any] = client.call(method, path, body)
-                return answer
+                return client.call(method, path, body)
 
         return await asyncio.to_thread(call)
 

@@ -80,6 +80,7 @@ class Listeners:
             **monitoring_routes(core),
         }
         self.public = Listener(_hosts(core.settings.public_port), public)
+        _write_public_ca(core)
         mtls = {**self._routes(nodes, "mtls"), **authorization.mtls}
         mtls["GET", "/node/v1/watch"] = NodeStreams(core)
         self.mtls = Listener(_hosts(core.settings.mtls_port), mtls)
@@ -129,6 +130,17 @@ class Listeners:
 
     def _routes(self, nodes: NodeRoutes, listener: Literal["public", "mtls"]) -> dict[tuple[str, str], App]:
         return {(route.method, route.path): _node_app(route) for route in nodes.routes() if route.listener == listener}
+
+
+def _write_public_ca(core: Core) -> None:
+    """Leave the certificate of the local authority where people find it; every worker writes the same octets."""
+    path = core.settings.public_ca
+    pem = core.tls_ca_pem()
+    if path.exists() and path.read_bytes() == pem:
+        return
+    temporary = path.with_suffix(f".{core.ids.new()}")
+    temporary.write_bytes(pem)
+    temporary.replace(path)
 
 
 def _node_app(route: Route) -> App:

@@ -54,6 +54,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.database or f"sqlite:///{self.server_dir / 'aims.db'}"
 
     @property
+    def public_ca(self) -> Path:
+        """The certificate that a browser or a foreign client must trust to believe the public listener."""
+        return self.server_dir / "tls-ca.pem"
+
+    @property
     def admin_socket(self) -> Path:
         return self.run_dir / "admin.sock"
 
