@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import ssl
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,13 +14,18 @@ from pathlib import Path
 import msgspec
 import pytest
 import pytest_asyncio
+from tests.properties.tls_material import AGENT, BUNDLES, CLOCK, FENCE, TOOL, A, Workload
+from tests.properties.x509_material import serial
 
+from aims.credentials.mtls import spiffe_client_context, spiffe_server_context
+from aims.credentials.x509_svid import issue
 from aims.server import protocol
 from aims.server.errors import ServerError
 from aims.server.http import Answer, Listener, Scope, answering, json_answer
 from aims.server.protocol import UnixPeer, peer_of
 from aims.server.sockets import listen_tcp, listen_unix
 from aims.server.worker import _server
+from aims.tls import TlsIdentity
 
 HOST = "localhost:8440"
 
@@ -170,6 +176,44 @@ async def test_empty_lines_after_an_answer_hold_no_connection(
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
     writer.close()
+
+
+async def test_a_connection_ends_with_the_certificate_that_opened_it() -> None:
+    tool, agent = Workload(TOOL), Workload(AGENT)
+    short = TlsIdentity(
+        issue(
+            A.issuer,
+            AGENT,
+            public_key=agent.key.public_key(),
+            serial=serial(),
+            now=CLOCK.now(),
+            lifetime=2,
+            fence=FENCE,
+        ).chain,
+        agent.key,
+    )
+    app = Listener(frozenset({HOST}), {("GET", "/who"): answering(_who)})
+    sockets = listen_tcp(0)
+    server = _server(app, spiffe_server_context(tool.identity, BUNDLES, CLOCK))
+    serving = asyncio.create_task(server.serve(sockets=sockets))
+    async with asyncio.timeout(20):
+        await server.listening.wait()
+        ends = []
+        for identity in (short, agent.identity):
+            context = spiffe_client_context(identity, BUNDLES, CLOCK, expected=TOOL)
+            ends.append(await asyncio.open_connection("127.0.0.1", sockets[0].getsockname()[1], ssl=context))
+        asking = request("GET /who HTTP/1.1").replace(b"connection: close\r\n", b"")
+        for reader, writer in ends:
+            writer.write(asking)
+            await reader.readuntil(b'"}')
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            assert await ends[0][0].read() == b"", "ended by the server, without a request"
+        ends[1][1].write(asking)
+        assert await ends[1][0].readuntil(b'"}'), "the other one lives on"
+    for _, writer in ends:
+        writer.transport.abort()
+    server.should_exit = server.force_exit = True
+    await serving
 
 
 async def test_the_kernel_says_who_is_at_a_unix_socket(listening: tuple[int, Path]) -> None:

@@ -15,6 +15,10 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from aims.clock import SystemClock
+from aims.credentials.x509_svid import X509Svid
+from aims.tls import TlsError, peer
+
 MOST_HEADERS: Final = 64
 MOST_HEADER_OCTETS: Final = 32 * 1024
 MOST_URL_OCTETS: Final = 8 * 1024
@@ -53,6 +57,7 @@ class BoundedProtocol(HttpToolsProtocol):
                     self._peer = unix_peer(view)
                 finally:
                     view.detach()
+        self._end = self._at_end_of_certificate()
         self._octets = 0
         self._in_head = self._begun = False
         self._unfinished = 0
@@ -73,6 +78,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._request_arrived()
+        if self._end is not None:
+            self._end.cancel()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
@@ -100,6 +107,14 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._request_arrived()
         super().on_message_complete()
+
+    def _at_end_of_certificate(self) -> asyncio.TimerHandle | None:
+        """A connection lives no longer than the certificate that it was opened with: the handshake looks only once."""
+        try:
+            ends = peer(self._peer, X509Svid).not_after
+        except TlsError:
+            return None
+        return self.loop.call_later(max(0.0, ends - SystemClock().now()), self.transport.abort)
 
     def _expect_request(self) -> None:
         # A connection that sends its request a byte an hour holds a slot for ever; idle ones are uvicorn's business.
