@@ -209,10 +209,10 @@ class World:
         self.next_name()
         return await self.start_node(await self.token())
 
-    async def register(self, name: str, *, measured: bool = True, x509_ttl: int = 0, jwt_ttl: int = 0) -> Any:
-        """Register the telling program as an agent."""
-        command = [PYTHON, str(self.program)]
-        profile = measure_for_registration(command, self.folder).canonical().decode() if measured else None
+    async def register(self, name: str, *, program: Path | None = None, x509_ttl: int = 0, jwt_ttl: int = 0) -> Any:
+        """Register a program, by default the telling one, as an agent."""
+        command = [PYTHON, str(program or self.program)]
+        profile = measure_for_registration(command, self.folder).canonical().decode()
         body = {
             "name": name,
             "owner": "team",

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from tests.faults.nodes import PATIENCE, World
+from tests.faults.nodes import PATIENCE, PYTHON, World
 
 from aims.demo.processes import aims, output_of
 from aims.server.admin_client import AdminClient
@@ -88,6 +89,55 @@ async def test_from_launch_to_rotation_to_removal(world: World) -> None:
     await world.call("/admin/v1/entries/delete", {"id": row["id"]})
     await agent.until(lambda found: found["event"] == "withdrawn")
     assert (await agent.ask("jwt"))["code"] == "sdk.denied"
+
+
+# Asks as itself, lets a child ask, becomes itself again, and then becomes another file of the same content.
+CHANGING = f"""
+import sys
+sys.path[:0] = {[entry for entry in sys.path if entry]!r}
+import asyncio, json, os, shutil, subprocess
+from aims.errors import AimsError
+from aims.sdk.workload_client import WorkloadClient
+
+async def ask(who):
+    async with WorkloadClient() as client:
+        try:
+            said = str((await client.fetch_x509()).svids[0].spiffe_id)
+        except AimsError as error:
+            said = error.detail.partition(":")[0]
+        print(json.dumps({{"who": who, "said": said}}), flush=True)
+
+who = sys.argv[1] if len(sys.argv) > 1 else "itself"
+asyncio.run(ask(who))
+if who == "itself":
+    subprocess.run([sys.executable, __file__, "child"])
+    os.execv(sys.executable, [sys.executable, __file__, "again"])
+if who == "again":
+    copy = os.path.join(os.path.dirname(__file__), "copy")
+    shutil.copy(sys.executable, copy)
+    os.execve(copy, [copy, __file__, "copy"], {{**os.environ, "PYTHONHOME": sys.base_prefix}})
+"""
+
+
+async def test_children_and_what_a_program_turns_into_get_nothing(world: World) -> None:
+    program = world.folder / "changing.py"
+    program.write_text(CHANGING)
+    await world.register("changing", program=program)
+    agent = await world.run("changing", PYTHON, str(program))
+    said = [await agent.said() for _ in range(4)]
+    assert {line["who"]: line["said"] for line in said} == {
+        "itself": AGENTS + "changing",
+        "child": "node.not_entitled",
+        "again": AGENTS + "changing",
+        "copy": "node.exe_changed",
+    }
+    # other arguments than the approved ones, and other code, are not started at all
+    agent = await world.run("changing", PYTHON, str(program), "child")
+    assert await asyncio.wait_for(agent.process.wait(), PATIENCE) == 125
+    program.write_text(CHANGING + "# changed")
+    agent = await world.run("changing", PYTHON, str(program))
+    assert await asyncio.wait_for(agent.process.wait(), PATIENCE) == 125
+    assert world.log.read_bytes().count(b"node.launch_mismatch") >= 2
 
 
 async def test_a_banned_node_gives_nothing_any_more(world: World) -> None:
