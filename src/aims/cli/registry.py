@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from aims.cli.agent_life import register_on as register_life
 from aims.cli.output import Output, show
 from aims.server.admin_client import AdminClient, socket_path
 
@@ -25,12 +26,13 @@ node = App(name="node", help="The hosts on which agents run.")
 node.command("aims.cli.node_run:run_node", name="run", help="Run this host's node in the foreground.")
 
 
-def _call(run_dir: Path | None, reason: str, method: str, path: str, body: object | None = None) -> Any:
+def call(run_dir: Path | None, reason: str, method: str, path: str, body: object | None = None) -> Any:
+    """Call the administrator's socket once and return what it answers."""
     with AdminClient(socket_path(run_dir), reason) as client:
         return client.call(method, path, body)
 
 
-def _table(rows: list[dict[str, Any]], *columns: str) -> str:
+def table(rows: list[dict[str, Any]], *columns: str) -> str:
     """Columns wide enough for their longest cell; lists as words."""
     cells = [[_cell(row.get(column)) for column in columns] for row in rows]
     head = [column.replace("_", " ") for column in columns]
@@ -41,6 +43,9 @@ def _table(rows: list[dict[str, Any]], *columns: str) -> str:
 
 def _cell(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value if value is not None else "-")
+
+
+register_life(agent)
 
 
 @owner.command(name="register")
@@ -55,15 +60,15 @@ def register_owner(
 ) -> None:
     """Register who answers for agents."""
     body = {"name": name, "kind": kind, "contact": contact}
-    answer = _call(run_dir, reason, "POST", "/admin/v1/owners", body)
+    answer = call(run_dir, reason, "POST", "/admin/v1/owners", body)
     show(answer, output, f"{answer['kind']} {answer['name']} is registered")
 
 
 @owner.command(name="list")
 def list_owners(*, run_dir: RunDir = None, output: Output = "text") -> None:
     """List the owners."""
-    rows = _call(run_dir, "", "GET", "/admin/v1/owners")
-    show(rows, output, _table(rows, "name", "kind"))
+    rows = call(run_dir, "", "GET", "/admin/v1/owners")
+    show(rows, output, table(rows, "name", "kind"))
 
 
 @agent.command(name="register")
@@ -100,7 +105,7 @@ def register_agent(
         "nodes": node or ["local"],
         "x509_ttl": ttl,
     }
-    answer = _call(run_dir, reason, "POST", "/admin/v1/agents", body)
+    answer = call(run_dir, reason, "POST", "/admin/v1/agents", body)
     show(answer, output, f"{answer['spiffe_id']} is registered\napproved: {answer['launch']}")
 
 
@@ -118,22 +123,22 @@ def approve_agent(
 ) -> None:
     """Approve another command for an agent, in place of the one that was approved."""
     body = {"name": name, "profile": _profile(command, root, more_arguments=more_arguments, unmeasured=False)}
-    answer = _call(run_dir, reason, "POST", "/admin/v1/agents/approve", body)
+    answer = call(run_dir, reason, "POST", "/admin/v1/agents/approve", body)
     show(answer, output, f"{answer['spiffe_id']}\napproved: {answer['launch']}")
 
 
 @agent.command(name="list")
 def list_agents(*, run_dir: RunDir = None, output: Output = "text") -> None:
     """List agents and services, retired ones too."""
-    rows = _call(run_dir, "", "GET", "/admin/v1/agents")
-    show(rows, output, _table(rows, "name", "kind", "state", "owner", "spiffe_id"))
+    rows = call(run_dir, "", "GET", "/admin/v1/agents")
+    show(rows, output, table(rows, "name", "kind", "state", "owner", "spiffe_id"))
 
 
 @entry.command(name="list")
 def list_entries(*, run_dir: RunDir = None, output: Output = "text") -> None:
     """List the entries."""
-    rows = _call(run_dir, "", "GET", "/admin/v1/entries")
-    show(rows, output, _table(rows, "id", "spiffe_id", "nodes", "selectors"))
+    rows = call(run_dir, "", "GET", "/admin/v1/entries")
+    show(rows, output, table(rows, "id", "spiffe_id", "nodes", "selectors"))
 
 
 @entry.command(name="create")
@@ -162,22 +167,22 @@ def create_entry(
         "jwt_ttl": jwt_ttl,
         "hint": hint,
     }
-    answer = _call(run_dir, reason, "POST", "/admin/v1/entries", body)
+    answer = call(run_dir, reason, "POST", "/admin/v1/entries", body)
     show(answer, output, f"entry {answer['id']} for {answer['spiffe_id']}")
 
 
 @entry.command(name="delete")
 def delete_entry(entry_id: str, *, reason: Why = "", run_dir: RunDir = None, output: Output = "text") -> None:
     """Delete an entry: nothing more is issued by it."""
-    answer = _call(run_dir, reason, "POST", "/admin/v1/entries/delete", {"id": entry_id})
+    answer = call(run_dir, reason, "POST", "/admin/v1/entries/delete", {"id": entry_id})
     show(answer, output, f"entry {answer['id']} of {answer['spiffe_id']} is deleted")
 
 
 @node.command(name="list")
 def list_nodes(*, run_dir: RunDir = None, output: Output = "text") -> None:
     """List the nodes."""
-    rows = _call(run_dir, "", "GET", "/admin/v1/nodes")
-    show(rows, output, _table(rows, "id", "state", "spiffe_id", "last_seen"))
+    rows = call(run_dir, "", "GET", "/admin/v1/nodes")
+    show(rows, output, table(rows, "id", "state", "spiffe_id", "last_seen"))
 
 
 @node.command(name="token")
@@ -196,7 +201,7 @@ def node_token(
 ) -> None:
     """Make a join token: good once, for this node id. Give it to `aims node run` in a file or on standard input."""
     body = {"node": name, "lifetime": lifetime, "selectors": selector or []}
-    answer = _call(run_dir, reason, "POST", "/admin/v1/nodes/token", body)
+    answer = call(run_dir, reason, "POST", "/admin/v1/nodes/token", body)
     if file is None:
         show(answer["token"], "text", answer["token"])
         return
@@ -208,7 +213,7 @@ def node_token(
 @node.command(name="ban")
 def ban_node(name: str, *, reason: Why = "", run_dir: RunDir = None, output: Output = "text") -> None:
     """Ban a node for good: its identities end, and nothing more is issued on it."""
-    answer = _call(run_dir, reason, "POST", "/admin/v1/nodes/ban", {"node": name})
+    answer = call(run_dir, reason, "POST", "/admin/v1/nodes/ban", {"node": name})
     show(answer, output, f"{answer['spiffe_id']} is banned")
 
 

@@ -13,6 +13,7 @@ from aims.policy.question import Decision, Entity, Fact, Question
 from aims.policy.store import active
 from aims.server.admin import AdminCall, AdminRoute, Nothing, reading
 from aims.server.admin_monitoring import MonitoringCalls
+from aims.server.admin_people import PeopleCalls
 from aims.server.admin_registry import RegistryCalls
 from aims.server.core import Core
 from aims.server.policy_activation import activate
@@ -135,6 +136,7 @@ def routes(core: Core) -> tuple[AdminRoute, ...]:
     return (
         *RegistryCalls(core).routes(),
         *MonitoringCalls(core).routes(),
+        *PeopleCalls(core).routes(),
         AdminRoute("status", "GET", "/admin/v1/status", Nothing, False, status),
         AdminRoute("policy.show", "GET", "/admin/v1/policy", Nothing, False, show),
         AdminRoute("policy.apply", "POST", "/admin/v1/policy", ApplyPolicy, True, apply),

@@ -26,6 +26,8 @@ from aims.server.documents import document_routes
 from aims.server.http import Answer, App, Listener, Scope, answering, header
 from aims.server.monitoring_routes import monitoring_routes
 from aims.server.node_stream import VERSION_HEADER, NodeStreams, peer_svid
+from aims.server.people_routes import people_routes
+from aims.server.transaction_routes import TransactionRoutes
 from aims.tls import RotatingContext, public_server_context
 
 KEEPING_SECONDS: Final = 30.0
@@ -73,15 +75,18 @@ class Listeners:
             ids=core.ids,
         )
         authorization = AuthorizationRoutes(core, core.key_store)
+        transactions = TransactionRoutes(core, authorization.keys)
         public = {
             **self._routes(nodes, "public"),
             **document_routes(core),
             **authorization.public,
+            **transactions.public,
+            **people_routes(core),
             **monitoring_routes(core),
         }
         self.public = Listener(_hosts(core.settings.public_port), public)
         _write_public_ca(core)
-        mtls = {**self._routes(nodes, "mtls"), **authorization.mtls}
+        mtls = {**self._routes(nodes, "mtls"), **authorization.mtls, **transactions.mtls}
         mtls["GET", "/node/v1/watch"] = NodeStreams(core)
         self.mtls = Listener(_hosts(core.settings.mtls_port), mtls)
 
