@@ -23,6 +23,7 @@ app.command("aims.cli.run:run", name="run", help="Start a program as a registere
 app.command("aims.cli.registry:agent", name="agent", help="The agents of the trust domain.")
 app.command("aims.cli.registry:owner", name="owner", help="The people and teams that answer for agents.")
 app.command("aims.cli.registry:entry", name="entry", help="What an agent must show, and where, for its identity.")
+app.command("aims.cli.resource:app", name="resource", help="The tools and services that agents may call.")
 app.command("aims.cli.registry:node", name="node", help="The hosts on which agents run.")
 app.command("aims.cli.people:person", name="person", help="People, and what is done in their name.")
 app.command("aims.cli.agent_life:signals", name="signals", help="Security events of other parties, and ours to them.")
