@@ -9,7 +9,9 @@ from collections.abc import Awaitable, Callable, Sequence
 import pytest
 from tests.flows.tls_peer import Authority, Script, listening, octets
 
-from aims.fetch import Fetcher, FetchError, Limits, Request, Response
+from aims.fetch import Fetcher, FetchError, Limits, Request, Response, parse_url
+from aims.monitoring.delivery import push
+from aims.monitoring.model import Receiver
 
 User = Callable[[Fetcher, str, str, frozenset[tuple[str, int]]], Awaitable[Response]]
 LIMITS = Limits(seconds=2.0, body=1000, head=4096)
@@ -30,7 +32,18 @@ async def _post(fetcher: Fetcher, url: str, ca: str, private: frozenset[tuple[st
     return await fetcher.fetch(request)
 
 
-USERS: dict[str, User] = {"get": _get, "post": _post}
+async def _push(fetcher: Fetcher, url: str, ca: str, private: frozenset[tuple[str, int]]) -> Response:
+    """The courier of security events; its endpoint is what an administrator set."""
+    receiver = Receiver(url=url, audience="x", events=frozenset({"x"}), ca=ca, private=private == _of(url))
+    return await push(fetcher, receiver, "token", limits=LIMITS)
+
+
+def _of(url: str) -> frozenset[tuple[str, int]]:
+    endpoint = parse_url(url)
+    return frozenset({(endpoint.host, endpoint.port)})
+
+
+USERS: dict[str, User] = {"get": _get, "post": _post, "push": _push}
 
 
 @pytest.fixture(params=USERS)

@@ -315,11 +315,13 @@ async def test_what_one_party_told_us_is_passed_on_but_not_back(signals: Signals
     assert await signals.tell(shared, SESSION_REVOKED, issuer=PARTNER, txn="t2") == ""
     (row,) = signals.waiting()
     assert (row["txn"], row["own"], row["claims"]["txn"]) == ("t2", False, "t2")
-    # a second event of the same cause is no echo: the cause was not ours
+    # the same event by another way is an echo, a second one of the same cause is not: the cause was not ours
+    same = {"event_timestamp": row["claims"]["events"][SESSION_REVOKED]["event_timestamp"]}
+    assert await signals.tell(shared, SESSION_REVOKED, same, issuer=IDP, txn="t2") == ""
     assert (
         await signals.tell(shared, SESSION_REVOKED, issuer=IDP, txn="t2", iat=int(signals.world.clock.now()) + 9) == ""
     )
-    assert [applied for issuer, _, applied in signals.stored() if issuer == IDP] == ["done", "done"]
+    assert [applied for issuer, _, applied in signals.stored() if issuer == IDP] == ["done", "echo", "done"]
 
 
 async def test_a_flood_of_one_transmitter_leaves_the_others_their_share(signals: Signals, clock: SystemClock) -> None:

@@ -51,7 +51,7 @@ class Verdict:
     reason: str = ""
 
 
-async def push(fetcher: Fetcher, receiver: Receiver, token: str) -> Response:
+async def push(fetcher: Fetcher, receiver: Receiver, token: str, *, limits: Limits = LIMITS) -> Response:
     """Send one SET. Raises: FetchError."""
     endpoint = parse_url(receiver.url)
     return await fetcher.fetch(
@@ -63,7 +63,7 @@ async def push(fetcher: Fetcher, receiver: Receiver, token: str) -> Response:
             accept=frozenset({"application/json"}),
             ca=receiver.ca,
             private=frozenset({(endpoint.host, endpoint.port)}) if receiver.private else frozenset(),
-            limits=LIMITS,
+            limits=limits,
         )
     )
 

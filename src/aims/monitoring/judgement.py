@@ -3,6 +3,8 @@
 Events arrive in any order, and an old one may be replayed. An older event never undoes a newer one: a stop that is
 older than the last resumption is stale, and so is a resumption that is not newer than the last stop. Stops add up. What
 a transmitter stopped only that transmitter or an administrator lifts; what two stopped, an administrator.
+
+Times are compared by whole seconds, because that is what ``iat`` holds; within one second the stop wins.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ def judge(standing: Standing, remedy: Remedy, cause: Cause, *, retired: bool = F
 
 
 def _stop(standing: Standing, cause: Cause) -> tuple[Applied, Standing]:
-    if cause.issuer and cause.at < standing.resumed_at:
+    if cause.issuer and _before(cause.at, standing.resumed_at):
         return Applied.STALE, standing
     after = replace(standing, stopped_at=max(standing.stopped_at, cause.at))
     if not standing.blocked:
@@ -41,8 +43,8 @@ def _stop(standing: Standing, cause: Cause) -> tuple[Applied, Standing]:
 
 
 def _revoke(standing: Standing, cause: Cause) -> tuple[Applied, Standing]:
-    # What was issued up to then died when the newer revocation was applied; an equal one is the same event told again.
-    if cause.issuer and (cause.at < standing.resumed_at or cause.at <= standing.revoked_at):
+    # What was issued up to then died when the newer one was applied.
+    if cause.issuer and _before(cause.at, max(standing.resumed_at, standing.revoked_at)):
         return Applied.STALE, standing
     after = replace(standing, revoked_at=max(standing.revoked_at, cause.at))
     # Of a blocked subject everything is dead already, and lowering the block would be the opposite of what was asked.
@@ -50,7 +52,7 @@ def _revoke(standing: Standing, cause: Cause) -> tuple[Applied, Standing]:
 
 
 def _lift(standing: Standing, cause: Cause) -> tuple[Applied, Standing]:
-    if cause.issuer and cause.at <= standing.stopped_at:
+    if cause.issuer and not _before(standing.stopped_at, cause.at):
         return Applied.STALE, standing
     after = replace(standing, resumed_at=max(standing.resumed_at, cause.at))
     if not standing.blocked:
@@ -58,3 +60,7 @@ def _lift(standing: Standing, cause: Cause) -> tuple[Applied, Standing]:
     if cause.issuer and standing.held_by != cause.issuer:
         return Applied.HELD, standing
     return Applied.DONE, replace(after, blocked=False, held_by="")
+
+
+def _before(one: int, other: int) -> bool:
+    return one // 1000 < other // 1000

@@ -13,10 +13,11 @@ effect.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 import sqlalchemy as sa
 
 from aims.audit.record import body as record_body
@@ -142,14 +143,14 @@ class SignalReceiver:
     def _read(self, connection: sa.Connection, event: SecurityEvent, who: SpiffeId | Simple | None) -> _Survey:
         if store.is_received(connection, event.issuer, event.jti):
             return _Survey(True)
-        if event.txn is not None and store.is_own(connection, event.txn):
-            return _Survey(False, echo=True)
         name = Name("agent", str(who)) if isinstance(who, SpiffeId) else None
         if who is not None and not isinstance(who, SpiffeId):
             found = store.read_person(connection, event.issuer, canonical(who))
             name = None if found is None else Name("person", found)
         if name is None:
             return _Survey(False)
+        if event.txn is not None and is_echo(event, name, store.sent_of(connection, event.txn)):
+            return _Survey(False, echo=True)
         try:
             return _Survey(False, view=look(connection, self._registry(), name))
         except (ProvisioningError, MonitoringError):
@@ -328,6 +329,24 @@ class SignalReceiver:
                 "source": inert(counted.source or "unknown"),
             },
         )
+
+
+def is_echo(event: SecurityEvent, subject: Name, sent: Sequence[tuple[bool, str, str]]) -> bool:
+    """Whether an event is one of ours that came back: of a cause of ours, or the very event that we passed on.
+
+    Other events of a foreign cause are no echoes; several may have one ``txn``. ``sent`` is (own, subject, claims).
+    """
+    for own, about, claims in sent:
+        if own:
+            return True
+        ((kind, payload),) = msgspec.json.decode(claims)["events"].items()
+        if (about, kind, payload["event_timestamp"]) == (
+            f"{subject.kind}:{subject.id}",
+            event.event,
+            event.at // 1000,
+        ):
+            return True
+    return False
 
 
 def _member(event: SecurityEvent) -> dict[str, str]:

@@ -278,10 +278,10 @@ def is_received(connection: sa.Connection, issuer: str, jti: str) -> bool:
     return connection.execute(statement).first() is not None
 
 
-def is_own(connection: sa.Connection, txn: str) -> bool:
-    """Whether this cause is one of ours that went out, so that an event with it is our own echo."""
-    statement = sa.select(outbox.c.jti).where(outbox.c.txn == txn, outbox.c.own == sa.true()).limit(1)
-    return connection.execute(statement).first() is not None
+def sent_of(connection: sa.Connection, txn: str, limit: int = 64) -> tuple[tuple[bool, str, str], ...]:
+    """Return (own cause, subject, claims) of the events that we sent for a cause."""
+    statement = sa.select(outbox.c.own, outbox.c.subject, outbox.c.claims).where(outbox.c.txn == txn).limit(limit)
+    return tuple((bool(row.own), row.subject, row.claims) for row in connection.execute(statement))
 
 
 def read_person(connection: sa.Connection, issuer: str, subject: str) -> str | None:

@@ -49,8 +49,9 @@ class Transmitter:
             return ()
         now = int(self._clock.now())
         rows = []
-        for payload in self._payloads(subject, remedy, cause, receiver):
-            jti = self._ids.new()
+        payloads = tuple(self._payloads(subject, remedy, cause, receiver))
+        # The order of the identifiers is the order of delivery, also within one millisecond.
+        for jti, payload in zip(sorted(self._ids.new() for _ in payloads), payloads, strict=True):
             claims = build_claims(
                 issuer=self._issuer,
                 audience=receiver.audience,

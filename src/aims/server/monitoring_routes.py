@@ -11,7 +11,6 @@ import msgspec
 
 from aims.errors import AimsError
 from aims.fetch import Fetcher
-from aims.keys.store import open_store
 from aims.monitoring import store
 from aims.monitoring.configuration import Configuration
 from aims.monitoring.delivery import Courier
@@ -53,7 +52,7 @@ class Monitoring:
         self.peers = Peers(core.database)
         self.peers.load()
         self.peers.follow()
-        self.keys = SetKeys(lambda: core.authority, open_store(core.settings.keys_uri))
+        self.keys = SetKeys(lambda: core.authority, core.key_store)
         transmitter = Transmitter(
             issuer=issuer,
             as_issuer=core.public_url,

@@ -1,0 +1,65 @@
+"""The order of events decides, not the order of their arrival; and a stop is lifted only by who made it."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aims.monitoring.judgement import judge
+from aims.monitoring.model import Applied, Cause, Remedy, Standing
+from aims.storage.write import Name
+
+AGENT = Name("agent", "spiffe://local.test/agents/a")
+REMEDIES = [Remedy.SUSPEND, Remedy.RESUME, Remedy.REVOKE]
+
+
+def _cause(second: int, issuer: str = "https://idp.example") -> Cause:
+    return Cause(txn="t", at=second * 1000, request_id="r", decision={}, member={}, issuer=issuer)
+
+
+@given(st.dictionaries(st.integers(1, 50), st.sampled_from(REMEDIES), min_size=1, max_size=8), st.randoms())
+def test_events_of_one_party_end_the_same_in_every_order(events: dict[int, Remedy], chance: object) -> None:
+    arrivals = list(events.items())
+    chance.shuffle(arrivals)  # type: ignore[attr-defined]  # Hypothesis gives a Random
+    standing = Standing(name=AGENT)
+    for second, remedy in arrivals:
+        _, standing = judge(standing, remedy, _cause(second))
+    states = [remedy for _, remedy in sorted(events.items()) if remedy is not Remedy.REVOKE]
+    assert standing.blocked == (bool(states) and states[-1] is Remedy.SUSPEND)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["", "https://a.example", "https://b.example"]), st.sampled_from(REMEDIES)),
+        max_size=12,
+    )
+)
+def test_nobody_lifts_what_somebody_else_holds(steps: list[tuple[str, Remedy]]) -> None:
+    standing = Standing(name=AGENT)
+    holders: set[str] = set()
+    for second, (issuer, remedy) in enumerate(steps, 1):
+        applied, standing = judge(standing, remedy, _cause(second, issuer))
+        if remedy is Remedy.SUSPEND:
+            holders.add(issuer)
+        elif remedy is Remedy.RESUME and (issuer == "" or holders <= {issuer}):
+            holders.clear()
+        elif remedy is Remedy.RESUME:
+            assert applied is Applied.HELD
+        assert standing.blocked == bool(holders)
+
+
+def test_within_one_second_the_stop_wins() -> None:
+    stopped = Standing(name=AGENT, blocked=True, held_by="https://idp.example", stopped_at=10_900)
+    assert judge(stopped, Remedy.RESUME, _cause(10))[0] is Applied.STALE
+    resumed = Standing(name=AGENT, resumed_at=10_900)
+    assert judge(resumed, Remedy.SUSPEND, _cause(10))[0] is Applied.DONE
+    assert judge(resumed, Remedy.SUSPEND, _cause(9))[0] is Applied.STALE
+    assert judge(resumed, Remedy.REVOKE, _cause(9))[0] is Applied.STALE
+
+
+def test_what_has_ended_for_good_is_neither_stopped_nor_lifted() -> None:
+    for remedy in (Remedy.SUSPEND, Remedy.REVOKE, Remedy.RETIRE):
+        assert judge(Standing(name=AGENT), remedy, _cause(1), retired=True) == (Applied.ALREADY, Standing(name=AGENT))
+    assert judge(Standing(name=AGENT), Remedy.RESUME, _cause(1), retired=True)[0] is Applied.HELD
+    suspended = Standing(name=AGENT, blocked=True, held_by="admin")
+    assert judge(suspended, Remedy.RETIRE, _cause(1))[0] is Applied.DONE
