@@ -7,6 +7,8 @@ import contextlib
 import os
 import socket
 import ssl
+import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -254,3 +256,15 @@ async def test_both_loopback_addresses_have_the_same_port() -> None:
     assert taken.value.reason == "port_in_use"
     for listener in sockets:
         listener.close()
+
+
+def test_a_worker_takes_all_the_descriptors_that_it_may_have() -> None:
+    program = (
+        "import resource as r\n"
+        "from aims.server.worker import raise_descriptor_limit\n"
+        "hard = r.getrlimit(r.RLIMIT_NOFILE)[1]\n"
+        "r.setrlimit(r.RLIMIT_NOFILE, (64, hard))\n"
+        "raise_descriptor_limit()\n"
+        "assert r.getrlimit(r.RLIMIT_NOFILE) == (hard, hard)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

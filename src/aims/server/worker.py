@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -123,9 +124,20 @@ async def work(order: WorkerOrder) -> None:
         database.close()
 
 
+def raise_descriptor_limit() -> None:
+    """Take as many descriptors as the system allows.
+
+    The usual soft limit of 1024 is used up by a thousand idle connections of a stranger to the public listener, and
+    then nobody reaches the other listeners either. Nothing here uses ``select``, for which that limit exists.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def main() -> None:
     """Run one worker with the order that stands on standard input."""
     start_logging()
+    raise_descriptor_limit()
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerOrder, dec_hook=lambda _, text: Path(text))
     try:
         uvloop.run(work(order))
