@@ -24,8 +24,27 @@ url = "https://localhost:{port}/{path}"
 peer = "/services/tool"
 profile = "{profile}"
 audiences = ["urn:{name}"]
-scopes = []
+scopes = {scopes}
 max_stale = 3
+"""
+CEILING = """
+[[ceilings]]
+name = "agents-at-oauth"
+agent = "/agents/*"
+resource = "oauth"
+scopes = ["refund"]
+
+[[ceilings]]
+name = "shared-at-oauth"
+posture = "shared-uid"
+resource = "oauth"
+scopes = ["refund"]
+
+[[ceilings]]
+name = "unmeasured-at-oauth"
+posture = "unmeasured"
+resource = "oauth"
+scopes = ["refund"]
 """
 
 
@@ -40,8 +59,13 @@ class Domain(World):
         for file in SHIPPED.iterdir():
             (self.policy / file.name).write_bytes(file.read_bytes())
         with (self.policy / "tables.toml").open("a") as tables:
-            tables.write(ROW.format(name="tool", port=self.port, path="mcp", profile="wimse"))
-            tables.write(ROW.format(name="bound", port=self.port, path="mcp-oauth", profile="wimse-method-bound"))
+            for name, path, profile, scopes in (
+                ("tool", "mcp", "wimse", "[]"),
+                ("bound", "mcp-bound", "wimse-method-bound", "[]"),
+                ("oauth", "mcp-oauth", "oauth-bound", '["refund", "audit"]'),
+            ):
+                tables.write(ROW.format(name=name, port=self.port, path=path, profile=profile, scopes=scopes))
+            tables.write(CEILING)
 
     @property
     def url(self) -> str:
@@ -107,8 +131,14 @@ async def test_a_tool_with_two_workers_serves_its_agent_and_refuses_an_attacker(
     assert seen["answer"]["agent"] == "spiffe://local.test/agents/researcher", seen
     paid = await do(agent, "call", url=domain.url, tool="refund", arguments={"amount": 7})
     assert paid["answer"] == {"refunded": 7, "by": seen["answer"]["agent"], "for": seen["answer"]["agent"]}
-    bound = domain.url.replace("/mcp", "/mcp-oauth")
+    bound, oauth = domain.url.replace("/mcp", "/mcp-bound"), domain.url.replace("/mcp", "/mcp-oauth")
     assert (await do(agent, "call", url=bound))["answer"]["profile"] == "wimse-method-bound"
+    paid = await do(agent, "call", url=oauth, tool="whoami", scope="refund")
+    assert (paid["answer"]["profile"], paid["answer"]["scopes"]) == ("oauth-bound", ["refund"]), paid
+    wide = await do(agent, "call", url=oauth, tool="whoami", scope="refund audit")
+    assert (wide["status"], wide["refused"]) == (400, "authorization.scope_ceiling")
+    bare = await do(agent, "call", url=oauth)
+    assert (bare["status"], bare["refused"]) == (401, "authorization.token_scheme")
     # what mallory holds honestly is the twin of each move
     assert (await do(mallory, "fair", url=domain.url))["answer"]["status"] == 200
     stolen = (await do(mallory, "leak", url=domain.url))["answer"]

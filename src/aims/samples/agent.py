@@ -4,7 +4,10 @@ Start it as a registered agent: ``aims run --as NAME -- python -m aims.samples.a
 answered by one line::
 
     {"do": "call", "url": "https://localhost:8450/mcp", "tool": "whoami", "arguments": {}}
+    {"do": "call", "url": "https://localhost:8450/mcp-oauth", "tool": "refund", "arguments": {...}, "scope": "refund"}
     {"do": "whoami"}
+
+With ``scope`` the agent asks for an access token first, and presents that.
 """
 
 from __future__ import annotations
@@ -21,8 +24,9 @@ async def main() -> None:
     """Do as told until standard input ends."""
     async with aims.Identity() as me:
 
-        async def call(url: str, tool: str = "whoami", arguments: dict[str, Any] | None = None) -> Any:
-            async with connect(me, url) as tools:
+        async def call(url: str, tool: str = "whoami", arguments: dict[str, Any] | None = None, scope: str = "") -> Any:
+            token = await me.token(resource=url, scope=scope) if scope else None
+            async with connect(me, url, token=token) as tools:
                 result = await tools.call_tool(tool, arguments or {})
                 return result.structured_content
 

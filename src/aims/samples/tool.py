@@ -17,6 +17,8 @@ import aims
 from aims.sdk.mcp import current, guarded
 from aims.sdk.serving import serve
 
+PATHS = ["/mcp", "/mcp-bound", "/mcp-oauth"]
+
 server = MCPServer("refunds")
 
 
@@ -54,7 +56,7 @@ async def main(port: int, *, shared: bool = False) -> None:
         def ready(bound: int) -> None:
             _told({"ready": str(me.spiffe_id), "port": bound})
 
-        await serve(guarded(server, me, paths=["/mcp", "/mcp-oauth"]), me, port=port, shared=shared, ready=ready)
+        await serve(guarded(server, me, paths=PATHS), me, port=port, shared=shared, ready=ready)
 
 
 if __name__ == "__main__":

@@ -16,21 +16,20 @@ import logging
 from collections.abc import Collection, Iterable
 from typing import Final, Protocol
 
-import msgspec
-
-from aims.authentication.errors import CONSEQUENCES, AuthenticationError, Consequence
+from aims.authentication.errors import AuthenticationError
 from aims.authentication.liveness import Liveness
 from aims.authentication.replay import MemoryWindow
 from aims.authentication.request import HttpRequest
 from aims.clock import Clock
 from aims.errors import AimsError
 from aims.identifiers import SpiffeId
-from aims.sdk.call_doors import Doors
+from aims.sdk.call_doors import Doors, Place
 from aims.sdk.caller import SCOPE_KEY, Caller, entered
-from aims.sdk.errors import SdkError
+from aims.sdk.issuer_keys import IssuerKeys
 from aims.sdk.live import Enforcement, Live
-from aims.sdk.node_state import Resource
+from aims.sdk.node_state import Resource, Settings
 from aims.sdk.open_calls import App, CutError, OpenCall, OpenCalls, Receive, Scope, Send
+from aims.sdk.refusals import describe, refuse
 
 # Fields that proxies and libraries use to say who is calling; also every name that begins as those below.
 _IDENTITY_FIELDS: Final = frozenset(
@@ -84,6 +83,11 @@ class Service(Protocol):
     def clock(self) -> Clock: ...
     @property
     def spiffe_id(self) -> SpiffeId: ...
+    @property
+    def settings(self) -> Settings: ...
+    def issuer_keys(self) -> IssuerKeys:
+        """Return the keys that access tokens verify with."""
+        ...
 
 
 class Middleware:
@@ -125,26 +129,20 @@ class Middleware:
         if kind != "http":
             await _refuse_socket(receive, send)
             return
+        place = None
         try:
-            caller = await self._admit(scope)
+            doors = self._now()
+            described = doors.described_at(scope["path"]) if scope["method"] == "GET" else None
+            if described is not None:
+                await describe(send, described, self._identity.settings.issuer)
+                return
+            place = _place(doors, scope)
+            caller = await place.door.caller(_request(place, scope))
         except AimsError as error:
             _log.info("request refused: %s", error)
-            await _refuse(send, error)
+            await refuse(send, error, place)
             return
         await self._serve({**scope, "headers": _without_identity(scope["headers"]), SCOPE_KEY: caller}, receive, send)
-
-    async def _admit(self, scope: Scope) -> Caller:
-        raw = scope.get("raw_path") or b""
-        path = raw.decode("latin-1")
-        doors = self._now()
-        place = doors.place(path)
-        # The application reads the decoded path: it must not lead to another resource than the proved one.
-        decoded = scope["path"]
-        if place is None or doors.place(decoded) is not place or not {".", ".."}.isdisjoint(decoded.split("/")):
-            raise AuthenticationError("target_outside")
-        query = scope.get("query_string", b"")
-        target = place.origin + path + (f"?{query.decode('latin-1')}" if query else "")
-        return await place.door.caller(HttpRequest.of(scope["method"], target, scope["headers"]))
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = OpenCall(scope[SCOPE_KEY], receive, send)
@@ -158,7 +156,7 @@ class Middleware:
         finally:
             self._calls.discard(call)
         if call.is_cut and not call.started:
-            await _refuse(send, self._stop_of(call.caller))
+            await refuse(send, self._stop_of(call.caller), None)
 
     def _now(self) -> Doors:
         enforcement = self._live.enforcement
@@ -168,7 +166,7 @@ class Middleware:
             resources = self._resources
             if resources is None:
                 resources = enforcement.settings.of_peer(self._identity.spiffe_id)
-            self._doors = Doors(resources, enforcement, self._window, self._identity.clock)
+            self._doors = Doors(resources, enforcement, self._window, self._identity.clock, self._identity.issuer_keys)
             self._made_for = enforcement
         return self._doors
 
@@ -191,38 +189,30 @@ class Middleware:
         return AuthenticationError("wit_expired" if found is Liveness.OK else found.value)
 
 
+def _place(doors: Doors, scope: Scope) -> Place:
+    """Find the resource of a request. Raises: AuthenticationError ``target_outside``."""
+    place = doors.place((scope.get("raw_path") or b"").decode("latin-1"))
+    # The application reads the decoded path: it must not lead to another resource than the proved one.
+    decoded = scope["path"]
+    if place is None or doors.place(decoded) is not place or not {".", ".."}.isdisjoint(decoded.split("/")):
+        raise AuthenticationError("target_outside")
+    return place
+
+
+def _request(place: Place, scope: Scope) -> HttpRequest:
+    query = scope.get("query_string", b"")
+    target = place.origin + scope["raw_path"].decode("latin-1")
+    if query:
+        target += f"?{query.decode('latin-1')}"
+    return HttpRequest.of(scope["method"], target, scope["headers"])
+
+
 def _without_identity(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     return [
         (name, value)
         for name, value in headers
         if name not in _IDENTITY_FIELDS and not name.startswith(_IDENTITY_PREFIXES)
     ]
-
-
-def consequence(error: AimsError) -> Consequence:
-    """Return what HTTP says for a refusal: a fault of this side is 503, never a word about the caller."""
-    if isinstance(error, AuthenticationError):
-        return CONSEQUENCES[error.reason]
-    return Consequence(503, retry_after=5)
-
-
-async def _refuse(send: Send, error: AimsError) -> None:
-    answer = consequence(error)
-    told = {"error": error.code, "message": error.sentence, "hint": error.hint}
-    if isinstance(error, SdkError):
-        told = {"error": "sdk.unavailable", "message": "This service cannot check its callers now.", "hint": ""}
-    body = msgspec.json.encode(told)
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode("ascii")),
-        (b"cache-control", b"no-store"),
-    ]
-    if answer.challenge:
-        headers.append((b"www-authenticate", answer.challenge.encode("ascii")))
-    if answer.retry_after:
-        headers.append((b"retry-after", str(answer.retry_after).encode("ascii")))
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 async def _refuse_socket(receive: Receive, send: Send) -> None:

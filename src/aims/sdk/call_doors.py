@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
@@ -13,10 +13,13 @@ from aims.authentication.target import normal
 from aims.clock import Clock
 from aims.sdk.caller import Caller
 from aims.sdk.errors import SdkError
+from aims.sdk.issuer_keys import IssuerKeys
 from aims.sdk.live import Enforcement
 from aims.sdk.node_state import Resource
 
 WIMSE: Final = frozenset({"wimse", "wimse-method-bound"})
+OAUTH: Final = "oauth-bound"
+METADATA_PATH: Final = "/.well-known/oauth-protected-resource"
 
 
 class Door(Protocol):
@@ -35,6 +38,11 @@ class Place:
     origin: str
     path: str
     door: Door
+
+    @property
+    def metadata_path(self) -> str:
+        """Where the resource's metadata is served: the well-known part goes before its path (RFC 9728 3.1)."""
+        return METADATA_PATH + ("" if self.path == "/" else self.path)
 
     def holds(self, path: str) -> bool:
         """Tell whether a request path is this resource's, by whole segments."""
@@ -77,7 +85,12 @@ class Doors:
     __slots__ = ("_places",)
 
     def __init__(
-        self, resources: Iterable[Resource], enforcement: Enforcement, window: ReplayWindow, clock: Clock
+        self,
+        resources: Iterable[Resource],
+        enforcement: Enforcement,
+        window: ReplayWindow,
+        clock: Clock,
+        issuer_keys: Callable[[], IssuerKeys],
     ) -> None:
         places = []
         for resource in resources:
@@ -85,11 +98,16 @@ class Doors:
             if base is None:
                 raise SdkError("response_invalid", "the URL of a resource")
             at = base.index("/", base.index("://") + 3)
-            door = _door(resource, enforcement, window, clock)
+            door = _door(resource, enforcement, window, clock, issuer_keys)
             places.append(Place(resource, base[:at], base[at:], door))
         if not places:
             raise SdkError("resource_unknown")
         self._places = tuple(sorted(places, key=lambda place: len(place.path), reverse=True))
+
+    def described_at(self, path: str) -> Place | None:
+        """Return the resource for tokens whose metadata is served at exactly this path."""
+        found = [place for place in self._places if place.metadata_path == path]
+        return found[0] if found and found[0].resource.profile == OAUTH else None
 
     def place(self, path: str) -> Place | None:
         """Return the resource that a request path belongs to: the one with the longest path."""
@@ -99,7 +117,17 @@ class Doors:
         return None
 
 
-def _door(resource: Resource, enforcement: Enforcement, window: ReplayWindow, clock: Clock) -> Door:
+def _door(
+    resource: Resource,
+    enforcement: Enforcement,
+    window: ReplayWindow,
+    clock: Clock,
+    issuer_keys: Callable[[], IssuerKeys],
+) -> Door:
     if resource.profile in WIMSE:
         return WimseDoor(resource, enforcement, window, clock)
+    if resource.profile == OAUTH:
+        from aims.sdk.oauth_door import OauthDoor
+
+        return OauthDoor(resource, enforcement, window, clock, issuer_keys())
     raise SdkError("profile_unknown", resource.profile)

@@ -46,6 +46,11 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def __repr__(self) -> str:
         return f"Caller({self.agent}, subject={self.subject}, profile={self.profile})"
 
+    def require_scope(self, *needed: str) -> None:
+        """Refuse a caller whose token lacks one of these scopes. Raises: SdkError ``scope_insufficient``."""
+        if not needed or not self.scopes.issuperset(needed):
+            raise SdkError("scope_insufficient", " ".join(sorted(set(needed) - self.scopes)))
+
     @property
     def session(self) -> tuple[str, str, str | None]:
         """To whom a session belongs: agent, subject and grant. Another one must not take it over."""

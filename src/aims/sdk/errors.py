@@ -53,6 +53,9 @@ class SdkError(AimsError):
             "The policy has no resource whose server this process is.",
             "Add a row to the table of resources whose peer is this SPIFFE ID.",
         ),
+        issuer_unreachable=("The authorization server cannot be reached.", "Try again; `aims doctor` says why."),
+        issuer_invalid=("The authorization server's answer cannot be believed.", "Check the server's address."),
+        scope_insufficient=("The caller's token does not hold the scope that this needs.", "Ask for a wider token."),
         no_caller=(
             "No request is being served here.",
             "Ask inside of a request that came through the middleware.",

@@ -25,14 +25,17 @@ from aims.credentials.mtls import expected_roots, peer_check
 from aims.errors import AimsError
 from aims.identifiers import IdentifierError, SpiffeId
 from aims.sdk.errors import SdkError
+from aims.sdk.issuer_keys import IssuerKeys
 from aims.sdk.live import Live
 from aims.sdk.node_state import Resource, Settings
-from aims.sdk.proofs import Proof, RequestFacts, wimse
+from aims.sdk.proofs import Proof, RequestFacts, bound_token, wimse
 from aims.sdk.workload_client import WorkloadClient
 from aims.tls import RotatingContext, public_server_context
 
 if TYPE_CHECKING:
     import httpx2
+
+    from aims.sdk.tokens import AuthorizationServer, Token
 
 DEFAULT_SECONDS: Final = 10.0
 
@@ -66,6 +69,10 @@ class Identity:
         self._live = Live(address, self.clock, max_stale=max_stale)
         self._clients: dict[frozenset[SpiffeId], RotatingContext] = {}
         self._servers: WeakSet[ssl.SSLContext] = WeakSet()
+        self._authorization: AuthorizationServer | None = None
+        self._retired: list[AuthorizationServer] = []
+        self._issuer_keys: IssuerKeys | None = None
+        self._nonces: dict[str, str] = {}
         self._shown: object = None
         self._map: tuple[Settings, ResourceMap] | None = None
         self._live.on_change(self._rotate)
@@ -81,6 +88,8 @@ class Identity:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
+        for server in (*self._retired, *([] if self._authorization is None else [self._authorization])):
+            await server.close()
         await self._live.stop()
 
     def __repr__(self) -> str:
@@ -110,8 +119,10 @@ class Identity:
 
     # Calling
 
-    def auth(self, *, audience: str | None = None, profile: str | None = None) -> httpx2.Auth:
-        """Return authentication for httpx2 that proves each request by WIT and WPT.
+    def auth(
+        self, *, audience: str | None = None, profile: str | None = None, token: Token | None = None
+    ) -> httpx2.Auth:
+        """Return authentication for httpx2 that proves each request: by WIT and WPT, or by ``token`` and DPoP.
 
         ``audience`` is a name that the called service is known to have; by default the request's own URL. ``profile``
         is ``wimse`` or ``wimse-method-bound``; by default what the resource map says for the URL, else ``wimse``.
@@ -120,7 +131,7 @@ class Identity:
         """
         from aims.sdk.httpx2 import ProvedAuth
 
-        return ProvedAuth(self._prover(audience, profile))
+        return ProvedAuth(self._prover(audience, profile, token))
 
     def ssl_context(self, peer: Peer | None = None, *, url: str | None = None) -> ssl.SSLContext:
         """Return a TLS context that lets no octet of a request leave for anybody but the expected peer.
@@ -143,7 +154,14 @@ class Identity:
             self._clients[expected] = context
         return context
 
-    def client(self, *, audience: str | None = None, profile: str | None = None, **options: Any) -> httpx2.AsyncClient:
+    def client(
+        self,
+        *,
+        audience: str | None = None,
+        profile: str | None = None,
+        token: Token | None = None,
+        **options: Any,
+    ) -> httpx2.AsyncClient:
         """Return an `httpx2.AsyncClient` that proves its requests and checks its peers by the resource map.
 
         ``options`` are those of `httpx2.AsyncClient`. Close it, best with ``async with``.
@@ -152,7 +170,7 @@ class Identity:
         """
         from aims.sdk.httpx2 import client
 
-        return client(self._prover(audience, profile), lambda url: self.ssl_context(url=url), **options)
+        return client(self._prover(audience, profile, token), lambda url: self.ssl_context(url=url), **options)
 
     async def jwt_svid(self, audience: str, seconds: float = DEFAULT_SECONDS) -> str:
         """Have the node make a JWT-SVID for one audience.
@@ -163,11 +181,72 @@ class Identity:
             made = await node.fetch_jwt([audience], self.spiffe_id, seconds)
         return made[0].token
 
-    def _prover(self, audience: str | None, profile: str | None) -> Callable[[RequestFacts], Proof]:
+    # Rights
+
+    async def token(self, *, resource: str, scope: str, details: str | None = None) -> Token:
+        """Ask for an access token of this agent's own right at one resource, bound to its proof key.
+
+        ``resource`` is the identifier or URL of a resource for tokens, ``scope`` what is needed there, separated by
+        spaces, ``details`` RFC 9396 ``authorization_details`` as JSON text.
+
+        Raises: `CallRefusedError` with the server's code; SdkError ``issuer_unreachable``, ``issuer_invalid``, and as
+            `auth`.
+        """
+        form = {"grant_type": "client_credentials", "resource": resource, "scope": scope}
+        return await self._asked(resource, form, details)
+
+    async def exchange(self, subject: Token | str, *, resource: str, scope: str, details: str | None = None) -> Token:
+        """Take up a right that was handed to this agent, or narrow one of its own (RFC 8693).
+
+        Raises: as `token`.
+        """
+        return await self._asked(resource, {**_exchange(subject), "resource": resource, "scope": scope}, details)
+
+    async def delegate(self, subject: Token | str, *, to: SpiffeId | str, scope: str) -> Token:
+        """Hand a part of a right to another agent, who takes it up with `exchange`.
+
+        The token is bound to this agent's key, so it is handed over in a request to ``to``, never merely sent along.
+
+        Raises: as `token`.
+        """
+        return await self._asked(str(to), {**_exchange(subject), "audience": str(to), "scope": scope}, None)
+
+    async def _asked(self, audience: str, form: dict[str, str], details: str | None) -> Token:
+        if details is not None:
+            form["authorization_details"] = details
+        return await self._server().token(str(self.spiffe_id), audience, form, self._live.require_proof())
+
+    def _server(self) -> AuthorizationServer:
+        from aims.sdk.tokens import AuthorizationServer
+
+        settings = self._live.require_settings()
+        held = self._authorization
+        same = held is not None and (held.settings.issuer, held.settings.mtls_url, held.settings.tls_ca) == (
+            settings.issuer,
+            settings.mtls_url,
+            settings.tls_ca,
+        )
+        if held is None or not same:
+            self._retired += [] if held is None else [held]
+            held = AuthorizationServer(settings, self.ssl_context(settings.server), self.clock, self.ids)
+            self._authorization = held
+        return held
+
+    def issuer_keys(self) -> IssuerKeys:
+        """Return the keys that access tokens of the trust domain's issuer verify with; for services."""
+        if self._issuer_keys is None:
+            self._issuer_keys = IssuerKeys(lambda: self._server().keys(), self.clock)
+        return self._issuer_keys
+
+    def _prover(
+        self, audience: str | None, profile: str | None, token: Token | None
+    ) -> Callable[[RequestFacts], Proof]:
         if profile not in {None, "wimse", "wimse-method-bound"}:
             raise SdkError("profile_unknown", str(profile))
 
         def prove(request: RequestFacts) -> Proof:
+            if token is not None:
+                return bound_token(request, token.text, token.key, self.clock, self.ids, nonces=self._nonces)
             chosen = profile
             if chosen is None:
                 resource = self.resource(request.url)
@@ -233,6 +312,14 @@ class Identity:
                 context.update(tls.identity, (), self._check(expected))
         for server in self._servers:
             tls.identity.load_into(server)
+
+
+def _exchange(subject: Token | str) -> dict[str, str]:
+    return {
+        "grant_type": "urn:ietf:params:oauth:grant-type:token-exchange",
+        "subject_token": subject if isinstance(subject, str) else subject.text,
+        "subject_token_type": "urn:ietf:params:oauth:token-type:access_token",
+    }
 
 
 def _identifiers(peer: Peer) -> frozenset[SpiffeId]:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
 
     from aims.sdk.identity import Identity
+    from aims.sdk.tokens import Token
 
 __all__ = ["connect", "current", "guarded"]
 
@@ -66,8 +67,12 @@ def guarded(
 
 
 @asynccontextmanager
-async def connect(me: Identity, url: str, **options: Any) -> AsyncGenerator[Client, None]:
+async def connect(
+    me: Identity, url: str, *, token: Token | None = None, **options: Any
+) -> AsyncGenerator[Client, None]:
     """Connect to the MCP server at ``url``, whose SPIFFE ID the resource map names; ``options`` are the client's.
+
+    A resource that takes access tokens needs ``token``, from `aims.Identity.token` or ``exchange``.
 
     Raises:
         SdkError: as `aims.Identity.client`; ``peer_refused`` for an impostor; `CallRefusedError` when the server's
@@ -85,7 +90,7 @@ async def connect(me: Identity, url: str, **options: Any) -> AsyncGenerator[Clie
     timeout = httpx2.Timeout(30.0, connect=5.0, read=STREAM_SECONDS)
     try:
         async with (
-            me.client(timeout=timeout, event_hooks={"response": [note]}) as http,
+            me.client(token=token, timeout=timeout, event_hooks={"response": [note]}) as http,
             Client(streamable_http_client(url, http_client=http), **options) as client,
         ):
             yield client

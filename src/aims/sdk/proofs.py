@@ -14,7 +14,7 @@ the request is worth sending once more; when it ends, the last answer stands::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, MutableMapping
+from collections.abc import Generator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -79,7 +79,7 @@ def wimse(
 
 def bound_token(
     request: RequestFacts,
-    token: Callable[[], str],
+    token: str,
     key: ProofKey,
     clock: Clock,
     ids: IdSource,
@@ -94,19 +94,18 @@ def bound_token(
     """
     origin = "/".join(request.url.split("/", 3)[:3])
     for last in (False, True):
-        text = token()
         try:
             claims = dpop.build_claims(
                 request.method,
                 request.url,
                 token_id=ids.token(),
                 now=clock.now(),
-                access_token=text,
+                access_token=token,
                 nonce=nonces.get(origin),
             )
         except AuthenticationError as error:
             raise SdkError("request_invalid", str(error)) from error
-        answer = yield {"authorization": f"DPoP {text}", "dpop": dpop.issue_now(claims, key, key.public)}
+        answer = yield {"authorization": f"DPoP {token}", "dpop": dpop.issue_now(claims, key, key.public)}
         fresh = answer.headers.get("dpop-nonce")
         if fresh is not None and 0 < len(fresh) <= MAX_NONCE_OCTETS and fresh != nonces.get(origin):
             if len(nonces) >= MAX_NONCES and origin not in nonces:
