@@ -131,6 +131,16 @@ async def test_two_remedies_in_one_batch_cannot_undo_each_other(world: World) ->
         assert verdict == ("stopped" if blocked else "committed")
 
 
+async def test_a_revocation_that_changes_no_time_is_guarded_too(world: World) -> None:
+    agent = await _agent(world)
+    at = world.clock.now()
+    await remedied(world, agent, Remedy.REVOKE, signal(world, at=at))
+    same = await planned(world, agent, Remedy.REVOKE, signal(world, at=at))
+    await remedied(world, agent, Remedy.SUSPEND)
+    assert await _refused(world.commit(same)) == "monitoring.changed"
+    assert await issue_fenced(world, agent, seen=world.registry.seq) == "stopped"
+
+
 async def test_stopping_a_person_ends_that_persons_delegations_only(world: World) -> None:
     agent = await _agent(world)
     stopped, other = await new_person(world), Name("person", f"person:{world.ids.new()}")

@@ -171,7 +171,7 @@ async def test_trouble_is_waited_for_and_events_of_one_subject_keep_their_order(
     assert len(set(jtis)) == 2  # the failed try and its repetition are one event
 
 
-async def test_a_dead_letter_goes_out_when_the_receiver_is_set_anew(post: Post) -> None:
+async def test_a_dead_letter_goes_out_when_the_receiver_is_set_anew(post: Post, clock: SystemClock) -> None:
     await post.signals.configured(post.receiver())
     await post.remedy(AGENT, Remedy.SUSPEND)
     post.answers[:] = [_answer("410 Gone")]
@@ -181,9 +181,16 @@ async def test_a_dead_letter_goes_out_when_the_receiver_is_set_anew(post: Post) 
     record = post.signals.world.last_record()
     assert (record["type"], record["outcome"]) == ("signal.sent", "failed")
     assert record["details"]["reason"] == "http_410"
+    clock.offset += 3 * 86_400
     await post.signals.configured(post.receiver(audience=AUDIENCE))
     assert await post.courier.turn() == 1
     assert post.states() == ["sent"]
+    # issued anew for receivers that take nothing old; the event still says when it happened
+    first, _ = post.peer.requests
+    del post.peer.requests[0]
+    (event,) = await post.got()
+    assert event.at < (clock.now() - 2 * 86_400) * 1000
+    assert parse_set(first.partition(b"\r\n\r\n")[2]).parsed.unverified["jti"] == event.jti
 
 
 async def test_a_receiver_that_is_away_costs_one_try_a_turn(post: Post) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest_asyncio
+from tests.faults.test_provisioning_audit import _close_the_audit as close_the_audit
 from tests.flows.monitoring_world import IDP, transmitters
 from tests.properties.hostile import LocalKey, compact, dump
 
@@ -167,6 +168,15 @@ async def test_a_transmitter_over_its_rate_is_told_to_wait(server: Server) -> No
     assert over
     assert {status for status, _, _ in answers} == {202, 429}
     assert all(headers[b"retry-after"] == b"1" for headers in over)
+
+
+async def test_trouble_of_ours_is_not_called_a_fault_of_the_event(server: Server, database_url: str) -> None:
+    close_the_audit(database_url)
+    token = server.token(ACCOUNT_DISABLED)
+    status, headers, body = await server.public("POST", EVENTS, token)
+    assert (status, headers[b"retry-after"]) == (503, b"1")
+    assert b"invalid" not in body
+    assert server.state is State.ACTIVE
 
 
 async def test_the_transmitters_metadata_lists_what_is_served_and_nothing_else(server: Server) -> None:

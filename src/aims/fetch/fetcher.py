@@ -104,7 +104,7 @@ class Fetcher:
             raise FetchError("slow", endpoint.authority) from error
         except ssl.SSLError as error:
             raise FetchError("tls", str(error)[:200]) from error
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise FetchError("unreachable", str(error)[:200]) from error
         except h11.RemoteProtocolError as error:
             raise FetchError("malformed", str(error)[:200]) from error

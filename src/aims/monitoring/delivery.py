@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,8 +153,11 @@ class Courier:
 
     async def _deliver(self, receiver: Receiver, due: Due) -> bool:
         claims: dict[str, Any] = msgspec.json.decode(due.claims)
-        # The receiver may have got another name since.
+        # The receiver may have got another name since, and takes no event that was issued long ago; when it happened
+        # stands in the event itself.
         claims["aud"] = receiver.audience
+        if self._clock.now() - claims["iat"] > PATIENCE:
+            claims["iat"] = int(self._clock.now())
         token = await sign_set(claims, (await self._keys.current()).signer)
         answer: Response | FetchError
         try:
@@ -168,7 +172,7 @@ class Courier:
             due.jti,
             due.tries,
             state=verdict.state,
-            next_at=int(now) + verdict.pause,
+            next_at=math.ceil(now + verdict.pause),
             reason=inert(verdict.reason) if verdict.reason else "",
         )
         record = recorder(

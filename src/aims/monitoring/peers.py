@@ -5,11 +5,13 @@ Keys come from an administrator and from nowhere else: never from a token, never
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
 import sqlalchemy as sa
 
+from aims.errors import AimsError
 from aims.jose import KeySet
 from aims.jose.jwks import parse_jwks
 from aims.monitoring import store
@@ -18,6 +20,8 @@ from aims.monitoring.model import Receiver
 from aims.monitoring.set import PROFILE
 from aims.storage.database import Database
 from aims.storage.feed import Event
+
+_log = logging.getLogger("aims.monitoring")
 
 MAX_KEYS: Final = 16
 MAX_JWKS: Final = 32 * 1024
@@ -59,7 +63,14 @@ class Peers:
         return self._keys or {}
 
     def _read(self, connection: sa.Connection) -> None:
-        self._keys = {issuer: key_set(jwks) for issuer, jwks in store.read_transmitters(connection).items()}
+        keys = {}
+        for issuer, jwks in store.read_transmitters(connection).items():
+            try:
+                keys[issuer] = key_set(jwks)
+            except AimsError as error:
+                # Keys that an older version took: this transmitter is not heard, the others are.
+                _log.error("the keys of a transmitter cannot be used: %s", error, extra={"issuer": issuer})
+        self._keys = keys
         self.receiver = store.read_receiver(connection)
 
     def _learn(self, event: Event) -> None:

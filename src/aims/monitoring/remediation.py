@@ -141,7 +141,8 @@ class Remediation:
             raise ProvisioningError("identity_retired", subject.id)
         applied, after = judge(before, remedy, cause, retired=retired)
         effects, changes = list(also(applied)), list[Change]()
-        if after != view.standing and applied not in {Applied.STALE, Applied.HELD}:
+        # Whatever changes a stop moves the revision, also when nothing else in the row is new: it is the guard.
+        if applied is Applied.DONE or (applied is Applied.ALREADY and after != view.standing):
             effects.append(put_standing(view.standing, after))
         if applied is Applied.DONE:
             more, changes = self._done(view, remedy, after)

@@ -93,8 +93,8 @@ class Monitoring:
                     await self.receiver.tend()
                     if turns % TENDING_TURNS == 0:
                         await self._forget()
-                except AimsError as error:
-                    _log.error("signals could not be tended: %s", error)
+                except Exception:  # noqa: BLE001  whatever went wrong must not end the worker; what waits, waits
+                    _log.exception("signals could not be tended")
                 turns += 1
                 await asyncio.sleep(TURN_SECONDS)
         finally:
@@ -119,10 +119,15 @@ def monitoring_routes(core: Core) -> dict[tuple[str, str], App]:
 
     async def events(scope: Scope, body: bytes) -> Answer:
         client = scope.get("client")
+        media_type = header(scope, b"content-type") or ""
         try:
-            await monitoring.receiver.receive(body, header(scope, b"content-type") or "", client[0] if client else "")
+            await monitoring.receiver.receive(body, media_type, client[0] if client else "")
         except MonitoringError as error:
             return refusal(error)
+        except AimsError as error:
+            # 400 would say that the SET is at fault, and it would never come again.
+            _log.error("an event could not be taken: %s", error)
+            return refusal(MonitoringError("refused"))
         # RFC 8935 2.2: an empty body
         return Answer(202, b"")
 
