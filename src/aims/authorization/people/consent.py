@@ -202,7 +202,7 @@ class ConsentService:
         tables = memory.policy.tables
         _, _, given = self._still(pending, tables)
         secret = memory.ids.token(CODE_OCTETS)
-        grant = _grant(pending, given, memory.ids.new(), now, tables)
+        grant = _grant(pending, given, memory.ids.new(), now, seen, tables)
         code = _code(pending, grant, secret, seen, now + tables.lifetime("authorization-code").seconds)
         record = recorder(
             refuse="person.refuse",
@@ -319,7 +319,9 @@ def _grant_life(tables: Tables) -> int:
     return tables.lifetime("authorization-code").seconds + tables.lifetime("access-token").seconds
 
 
-def _grant(pending: Pending, given: frozenset[str], id_: str, now: int, tables: Tables) -> Grant:
+def _grant(  # noqa: PLR0917  a row, read side by side
+    pending: Pending, given: frozenset[str], id_: str, now: int, epoch: int, tables: Tables
+) -> Grant:
     return Grant(
         id=id_,
         parent="",
@@ -333,6 +335,7 @@ def _grant(pending: Pending, given: frozenset[str], id_: str, now: int, tables: 
         details=pending.details if pending.details != "[]" else "",
         created=now,
         expires=now + _grant_life(tables),
+        epoch=epoch,
     )
 
 

@@ -11,5 +11,5 @@ beside a proof that covers it (``tth``), from a caller that the operation admits
     verification        what an inner service asks before it acts: purpose, facts, caller, once
     field               the header field at the edges of the trust domain
 
-Everything but ``service`` is pure and knows no server.
+Everything but ``service``, ``keys`` and ``routes`` is pure, and an inner service needs no more than the last two.
 """

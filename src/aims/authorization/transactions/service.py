@@ -29,29 +29,23 @@ from aims.authentication import dpop
 from aims.authentication.errors import AuthenticationError
 from aims.authentication.request import HttpRequest
 from aims.authorization import form as forms
-from aims.authorization.access_token import AccessToken, AccessTokenVerifier
-from aims.authorization.authorization_details import require_within
+from aims.authorization.access_token import AccessTokenVerifier
 from aims.authorization.errors import AuthorizationError
 from aims.authorization.model import Client, Memory, Submission, dead, stored
 from aims.authorization.transactions import request as requests
+from aims.authorization.transactions.derivation import Derivation
 from aims.authorization.transactions.errors import TransactionError
-from aims.authorization.transactions.keys import Held, TransactionKeys
-from aims.authorization.transactions.request import TransactionRequest
+from aims.authorization.transactions.keys import TransactionKeys
 from aims.authorization.transactions.transaction_token import (
     HEADER,
-    MAX_LIFETIME,
     MAX_OCTETS,
-    MAX_REPLACEMENTS,
     TOKEN_TYPE,
     TransactionToken,
 )
-from aims.credentials.model import Fence
 from aims.errors import AimsError
 from aims.jose import sign
-from aims.policy.errors import PolicyError
 from aims.policy.question import Decision, Entity, Question
 from aims.policy.rows import Purpose
-from aims.policy.tables import Tables, check_details
 from aims.provisioning.errors import ProvisioningError
 from aims.provisioning.instances import Standing
 from aims.provisioning.registry.model import State
@@ -153,13 +147,13 @@ class TransactionService:
         # From here to the Write nothing waits but the signature: stops, tables and ``seq`` are of one moment.
         memory = self._memory
         seq, tables = memory.seq, memory.policy.tables
-        basis = _Basis(client, key, wanted, tables, memory, now, seq)
+        derivation = Derivation(client, key, wanted, tables, memory, now, seq)
         _require_standing(client, memory)  # again: it was waited since
         # 4, 5, 6, 7. subject, liveness, purpose, details
         if wanted.subject_token_type == TOKEN_TYPE:
-            row, token = basis.replaced(held, refuse_loops=self._refuse_loops)
+            row, token = derivation.replaced(held, refuse_loops=self._refuse_loops)
         else:
-            row, token = basis.begun(held, verifier, memory.ids.token(16))
+            row, token = derivation.begun(held, verifier, memory.ids.token(16))
         # 8. policy
         progress.decision = self._decide(client, standing, token, row)
         # 10. signature, one Write
@@ -308,159 +302,6 @@ def _require_standing(client: Client, memory: Memory) -> None:
     stopped = dead(client.names, client.fence.epoch, memory.stops)
     if stopped is not None:
         raise AuthorizationError("client_stopped", f"{stopped.kind}:{stopped.id}")
-
-
-@dataclass(frozen=True, slots=True)
-class _Basis:
-    """Everything that steps 4 to 9 compute from, as it was at one moment."""
-
-    client: Client
-    key: str | None
-    wanted: TransactionRequest
-    tables: Tables
-    memory: Memory
-    now: int
-    seq: int
-
-    def begun(self, held: Held, verifier: AccessTokenVerifier, txn: str) -> tuple[Purpose, TransactionToken]:
-        """The first token of a transaction, out of an access token."""
-        # 4. the subject token
-        subject = self._access_token(verifier)
-        resource = self._presented(subject)
-        # 5. nothing in it was stopped
-        self._require_alive(subject.names, subject.epoch)
-        # 6. the purpose fits
-        try:
-            row = self.tables.purpose(self.wanted.purpose, resource, subject.scopes)
-        except PolicyError as error:
-            raise TransactionError("txn_scope", str(error)) from error
-        # 7. the details fit
-        details = self.wanted.details or {}
-        _check_details(row, details)
-        if subject.details:
-            _check_within({"type": row.purpose, **details}, subject)
-        # 9. life
-        return row, TransactionToken(
-            issuer=held.verifier.issuer,
-            domain=self.memory.trust_domain,
-            txn=txn,
-            subject=subject.subject,
-            purposes=frozenset({row.purpose}),
-            requester=self.client.id,
-            issued_at=self.now,
-            expires=self._expiry(held, row, self.now),
-            grant_id=subject.grant_id,
-            fence=Fence(subject.fence.instance, self.seq),
-            began=self.now,
-            # an agent that uses its own right is the subject; any other client acts, even where no ``act`` says so
-            actors=subject.actors or (() if subject.client_id == subject.subject else (subject.client_id,)),
-            details=details,
-            context=self.wanted.context,
-        )
-
-    def replaced(self, held: Held, *, refuse_loops: bool) -> tuple[Purpose, TransactionToken]:
-        """Another token of a transaction: the same right, for another requester, never wider."""
-        # 4. the subject token
-        try:
-            before = held.verifier.read(self.wanted.subject_token, now=self.now)
-        except AuthorizationError as error:
-            raise TransactionError("txn_subject", str(error)) from error
-        if self.now >= before.expires:
-            raise TransactionError("txn_subject", "expired")
-        # 5. nothing in it was stopped
-        self._require_alive(before.names, before.epoch)
-        # 6. the purpose fits
-        if self.wanted.purpose not in before.purposes:
-            raise TransactionError("txn_wider", ascii(self.wanted.purpose[:200]))
-        row = next((row for row in self.tables.rows.purposes if row.purpose == self.wanted.purpose), None)
-        if row is None:
-            raise TransactionError("txn_scope", "the policy has no such purpose any more")
-        # 7. the details only narrow
-        details = before.details if self.wanted.details is None else self.wanted.details
-        for member, value in details.items():
-            if member not in before.details or not _equal(value, before.details[member]):
-                raise TransactionError("txn_changed", member[:100])
-        _check_details(row, details)
-        # 9. life, and how often
-        if refuse_loops and self.client.id in (*before.requesters, before.requester):
-            raise TransactionError("txn_loop", self.client.id)
-        if len(before.requesters) >= MAX_REPLACEMENTS:
-            raise TransactionError("txn_replacements")
-        return row, TransactionToken(
-            issuer=held.verifier.issuer,
-            domain=before.domain,
-            txn=before.txn,
-            subject=before.subject,
-            purposes=frozenset({row.purpose}),
-            requester=self.client.id,
-            issued_at=self.now,
-            expires=self._expiry(held, row, int(before.began)),
-            grant_id=before.grant_id,
-            fence=Fence(before.fence.instance, self.seq),
-            began=int(before.began),
-            actors=before.actors,
-            requesters=(*before.requesters, before.requester),
-            details=details,
-            context={**before.context, **self.wanted.context},
-        )
-
-    def _access_token(self, verifier: AccessTokenVerifier) -> AccessToken:
-        try:
-            token = verifier.read(self.wanted.subject_token, now=self.now)
-        except AuthorizationError as error:
-            raise TransactionError("txn_subject", str(error)) from error
-        if self.now >= token.expires:  # no leeway here: on what has ended nothing is issued
-            raise TransactionError("txn_subject", "expired")
-        return token
-
-    def _presented(self, token: AccessToken) -> str:
-        """Return the resource that an access token is for, if the requester may carry it on."""
-        if token.may_act is not None or token.resource is not None:
-            raise AuthorizationError("subject_presenter", "handed on to an agent, which has to exchange it first")
-        try:
-            resource = self.tables.resource_for(token.audience)
-        except PolicyError as error:
-            raise TransactionError("txn_subject", str(error)) from error
-        if self.client.id == str(self.tables.peer(resource)):
-            return resource.name
-        if self.client.id != token.client_id:
-            raise AuthorizationError("subject_presenter", self.client.id)
-        bound = token.confirmation
-        shown = None if bound is None else self.key if bound.method == "jkt" else self.client.certificate
-        if bound is not None and shown != bound.thumbprint:
-            raise AuthorizationError("subject_proof", bound.method)
-        return resource.name
-
-    def _require_alive(self, names: tuple[Any, ...], epoch: int) -> None:
-        stopped = dead(stored(names), epoch, self.memory.stops)
-        if stopped is not None:
-            raise AuthorizationError("subject_stopped", f"{stopped.kind}:{stopped.id}")
-
-    def _expiry(self, held: Held, row: Purpose, began: int) -> int:
-        expires = min(self.now + row.lifetime, began + MAX_LIFETIME, held.ends)
-        if expires <= self.now:
-            raise TransactionError("txn_over")
-        return expires
-
-
-def _check_details(row: Purpose, details: Mapping[str, Any]) -> None:
-    try:
-        check_details(row, details)
-    except PolicyError as error:
-        raise TransactionError("txn_details", str(error)) from error
-
-
-def _check_within(wanted: Mapping[str, Any], subject: AccessToken) -> None:
-    # a token that says exactly what may be done gives nothing beside it
-    try:
-        require_within((wanted,), subject.details)
-    except AuthorizationError as error:
-        raise TransactionError("txn_details", str(error)) from error
-
-
-def _equal(one: Any, other: Any) -> bool:
-    # members of a purpose are strings, integers and truth values; True is no 1 here
-    return type(one) is type(other) and one == other
 
 
 def _agent(client: Client) -> dict[str, Any]:
