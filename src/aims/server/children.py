@@ -64,6 +64,7 @@ class Child:
         order = await self.order()
         process = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",  # else the folder in which somebody starts a server is the first on its import path
             "-m",
             self.module,
             *self.arguments,
