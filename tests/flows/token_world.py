@@ -10,14 +10,15 @@ from urllib.parse import quote_plus
 
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric import ec
-from tests.flows.provisioning_world import DOMAIN, Policy, World, open_world, policy, proof_jwk, request
+from tests.flows.provisioning_world import DOMAIN, PROFILE, Policy, World, open_world, policy, proof_jwk, request
 
 from aims.authentication import dpop
 from aims.authorization.access_token import TOKEN_TYPE, AccessToken
 from aims.authorization.client_authentication import ASSERTION_TYPE
 from aims.authorization.grants.token_exchange import GRANT_TYPE as EXCHANGE
 from aims.authorization.keys import TokenKeys
-from aims.authorization.routes import REVOCATION, TOKEN, App, Endpoint, TokenEndpoint
+from aims.authorization.revocation import Revocation
+from aims.authorization.routes import REVOCATION, TOKEN, App, RevocationEndpoint, TokenEndpoint
 from aims.authorization.service import TokenService
 from aims.clock import IdSource, SystemClock
 from aims.credentials.x509_svid import X509Svid
@@ -210,12 +211,12 @@ class TokenWorld:
         self.keys = TokenKeys(ISSUER, lambda: world.keeper.authority, store)
         self.instances = Instances(world.database)
         self.service = TokenService(ISSUER, self, self.keys, self.instances, world.database)
-        self.public = self.endpoint(ISSUER, "public")
-        self.mtls = self.endpoint(MTLS, "mtls")
-
-    def endpoint(self, url: str, listener: str) -> Endpoint:
-        peer = (lambda scope: scope["peer"]) if listener == "mtls" else None
-        return TokenEndpoint(self.service, self, self.database, url=url + TOKEN, listener=listener, peer=peer)
+        self.revocation = Revocation(self, self.keys, world.database)
+        self.public = TokenEndpoint(self.service, self, self.database, url=ISSUER + TOKEN, listener="public", peer=None)
+        self.mtls = TokenEndpoint(self.service, self, self.database, url=MTLS + TOKEN, listener="mtls", peer=_peer)
+        self.revoking = RevocationEndpoint(
+            self.service, self.revocation, self, self.database, url=MTLS + REVOCATION, listener="mtls", peer=_peer
+        )
 
     @property
     def trust_domain(self) -> TrustDomain:
@@ -263,16 +264,17 @@ class TokenWorld:
             self.follow()
 
     async def agent(self, name: str, *, posture: str = "node-uid", measured: bool = True, **more: Any) -> Agent:
-        """Register an agent, run it, and give it its credentials."""
-        del measured
-        registered = await self.world.agent(name, **more)
+        """Register an agent, run it, and give it its credentials; without ``measured`` no profile is approved."""
+        registered = await self.world.agent(name, **(more if measured else more | {"profile": None}))
         self.follow()
         return await self.run(registered, posture=posture)
 
     async def run(self, registered: Registered, *, posture: str = "node-uid") -> Agent:
         """Start one more instance of an agent."""
         key = ProofKey()
-        application = self.world.application(registered, evidence=self.world.evidence(posture=posture))
+        launch = "launch:unmeasured" if registered.workload.profile is None else str(PROFILE.selector())
+        evidence = self.world.evidence(launch, "unix:uid:1000", posture=posture)
+        application = self.world.application(registered, evidence=evidence)
         issued = await self.world.issue(application, csr=request(), proof_key=proof_jwk(key.private))
         return Agent(registered, issued.svid, application.instance, posture, key)
 
@@ -361,6 +363,10 @@ class TokenWorld:
         held = await self.own(agent) if subject is None else subject
         return (await self.exchange(agent, held, audience=to.id, scope=scope)).token
 
+    async def revoke(self, agent: Agent, token: str) -> Answer:
+        """Revoke a token as ``agent``."""
+        return await self.post(self.revoking, {"client_id": agent.id, "token": token}, peer=agent.svid)
+
     async def read(self, token: str) -> AccessToken:
         """What a token says, verified."""
         return (await self.keys.current()).verifier.read(token, now=self.clock.now())
@@ -368,6 +374,11 @@ class TokenWorld:
     def record(self) -> dict[str, Any]:
         """The newest record."""
         return self.world.last_record()
+
+
+def _peer(scope: Any) -> X509Svid | None:
+    found: X509Svid | None = scope["peer"]
+    return found
 
 
 def encoded(parameters: Mapping[str, str | list[str]]) -> bytes:

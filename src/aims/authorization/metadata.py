@@ -21,11 +21,12 @@ WELL_KNOWN: Final = "/.well-known/oauth-authorization-server"
 RESOURCE_WELL_KNOWN: Final = "/.well-known/oauth-protected-resource"
 
 
-def server_metadata(issuer: str, mtls_url: str, tables: Tables) -> bytes:
+def server_metadata(issuer: str, mtls_url: str, tables: Tables, *, authorization_endpoint: str = "") -> bytes:
     """Return the metadata of the authorization server ``issuer``, whose mTLS listener is at ``mtls_url``.
 
-    There is no authorization endpoint, and so no response type.
+    Without an authorization endpoint there is no grant by code, and no response type.
     """
+    by_code = bool(authorization_endpoint)
     methods = ["spiffe_x509"] + (["spiffe_jwt"] if tables.rows.clients else [])
     algorithms = sorted(SPIFFE_ALGORITHMS) if tables.rows.clients else []
     takers = [row for row in tables.rows.resources if not row.profile.startswith("wimse")]
@@ -34,8 +35,12 @@ def server_metadata(issuer: str, mtls_url: str, tables: Tables) -> bytes:
         "token_endpoint": issuer + TOKEN,
         "revocation_endpoint": issuer + REVOCATION,
         "jwks_uri": issuer + JWKS,
-        "response_types_supported": [],
-        "grant_types_supported": list(GRANT_TYPES),
+        "authorization_endpoint": authorization_endpoint or None,
+        "response_types_supported": ["code"] if by_code else [],
+        "response_modes_supported": ["query"] if by_code else [],
+        "code_challenge_methods_supported": ["S256"] if by_code else [],
+        "authorization_response_iss_parameter_supported": by_code or None,
+        "grant_types_supported": [each for each in GRANT_TYPES if by_code or each != "authorization_code"],
         "scopes_supported": sorted({scope for row in takers for scope in row.scopes}),
         "token_endpoint_auth_methods_supported": methods,
         "token_endpoint_auth_signing_alg_values_supported": algorithms,

@@ -112,6 +112,7 @@ class Asking:
     registry: Registry
     trust_domain: TrustDomain
     stops: Mapping[Name, StopRow]
+    seen: int
     ids: IdSource
     now: float
 

@@ -13,11 +13,13 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from aims.authentication.errors import AuthenticationError
 from aims.authorization import records
 from aims.authorization.errors import STATUS, AuthorizationError
 from aims.authorization.flood import Gate
 from aims.authorization.form import MAX_OCTETS
-from aims.authorization.model import Memory, Submission
+from aims.authorization.model import Client, Memory, Submission
+from aims.authorization.revocation import Revocation
 from aims.authorization.service import TokenService
 from aims.credentials.x509_svid import X509Svid
 from aims.errors import AimsError
@@ -139,6 +141,51 @@ class TokenEndpoint(Endpoint):
         plan = await self._service.token(sent, self.unknown)
         outcome = await self.database.commit(plan.write)
         return _encode(plan.answer(outcome).members)
+
+
+class RevocationEndpoint(Endpoint):
+    """``POST /oauth/revoke`` (RFC 7009): 200 for what was ended, and for what is no token of ours."""
+
+    def __init__(
+        self,
+        service: TokenService,
+        revocation: Revocation,
+        memory: Memory,
+        database: Database,
+        *,
+        url: str,
+        listener: str,
+        peer: Peer | None,
+    ) -> None:
+        super().__init__(memory, database, url=url, listener=listener, peer=peer)
+        self._service = service
+        self._revocation = revocation
+
+    async def respond(self, sent: Submission) -> bytes:
+        await self.settle_floods()
+        client: Client | None = None
+        try:
+            known = await self._service.authenticate(sent)
+            client = known.client
+            await self._revocation.token(known.request, client, known.claims)
+        except (AuthorizationError, AuthenticationError) as error:
+            if client is not None or self.unknown(error):
+                await self.database.commit(self._refused(error, client))
+            raise
+        return b"{}"
+
+    def _refused(self, error: AimsError, client: Client | None) -> Write:
+        octets = records.refused(
+            error,
+            action="token.revoke",
+            client=client,
+            claimed={},
+            resource=None,
+            scope_asked=None,
+            request_id=self.memory.ids.new(),
+            now=self.memory.clock.now(),
+        )
+        return Write(record=lambda _: octets)
 
 
 def failure(error: AimsError) -> tuple[int, bytes]:

@@ -56,6 +56,15 @@ class Issued:
         return f"Issued({', '.join(self.members)})"
 
 
+@dataclass(frozen=True, slots=True)
+class Authenticated:
+    """A client and what it asks; ``claims`` are to be spent with whatever comes of it."""
+
+    request: Request
+    client: Client
+    claims: tuple[Claim, ...]
+
+
 @dataclass(slots=True)
 class _Progress:
     """How far a request has come, for the record of its refusal."""
@@ -101,8 +110,8 @@ class TokenService:
                 raise
             return self._refused(error, progress)
 
-    async def authenticate(self, sent: Submission) -> tuple[Request, Client]:
-        """Do steps 1 to 3 and the proof of a bound assertion: for endpoints that authenticate as this one does.
+    async def authenticate(self, sent: Submission) -> Authenticated:
+        """Do steps 1 to 3, and 5 for a bound assertion: for endpoints that authenticate as this one does.
 
         Raises:
             AuthorizationError, AuthenticationError: who asks is not known.
@@ -111,7 +120,7 @@ class TokenService:
         held = await self._keys.current()
         client = self._client(sent, progress, held, self._memory.clock.now())
         assert progress.request is not None  # noqa: S101  read before the client
-        return progress.request, client
+        return Authenticated(progress.request, client, progress.claims)
 
     async def _decide(self, sent: Submission, progress: _Progress) -> Plan[Issued]:
         memory = self._memory
@@ -146,6 +155,7 @@ class TokenService:
             registry=memory.registry,
             trust_domain=memory.trust_domain,
             stops=memory.stops,
+            seen=seen,
             ids=memory.ids,
             now=now,
         )
@@ -160,7 +170,7 @@ class TokenService:
         decision = policy.engine.decide(award.question)
         if not decision.allow:
             raise AuthorizationError("policy", f"{decision.code}: {decision.explanation}")
-        token = self._token(award, asking, confirmation, held, seen)
+        token = self._token(award, asking, confirmation, held)
         return await self._plan(award, asking, token=token, decision=decision, held=held, claims=progress.claims)
 
     def _client(self, sent: Submission, progress: _Progress, held: Held, now: float) -> Client:
@@ -183,7 +193,7 @@ class TokenService:
         progress.client = client
         return client
 
-    def _token(self, award: Award, asking: Asking, confirmation: Confirmation, held: Held, seen: int) -> AccessToken:
+    def _token(self, award: Award, asking: Asking, confirmation: Confirmation, held: Held) -> AccessToken:
         client, now = asking.client, int(asking.now)
         limits = [held.ends, now + longest_life(asking.tables, asking.standing.postures)]
         if client.method == "spiffe_x509":
@@ -205,7 +215,7 @@ class TokenService:
             expires=expires,
             token_id=self._memory.ids.new(),
             grant_id=award.grant_id,
-            fence=Fence(client.fence.instance, seen),
+            fence=Fence(client.fence.instance, asking.seen),
             confirmation=confirmation if award.bound else None,
             actors=award.actors,
             may_act=award.may_act,

@@ -16,6 +16,8 @@ from aims.storage.schema import Number, metadata
 from aims.storage.write import Effect
 
 STANDING: Final = "agent:"
+LEEWAY: Final = 60  # seconds that any verifier may grant to the end of a token
+MOST_BELOW: Final = 64
 
 grant = sa.Table(
     "delegation_grant",
@@ -33,11 +35,13 @@ grant = sa.Table(
     sa.Column("created", Number, nullable=False),
     sa.Column("expires", Number, nullable=False),
     sa.Column("revoked", Number, nullable=False),
+    sa.Column("epoch", Number, nullable=False),
     sa.Index(None, "root"),
     sa.Index(None, "parent"),
     sqlite_with_rowid=False,
 )
-"""``agent`` got the right from ``giver``, whose ``instance`` gave it; ``revoked`` is when (Unix seconds), 0 before."""
+"""``agent`` got the right from ``giver``, whose ``instance`` gave it; ``revoked`` is when (Unix seconds), 0 before;
+``epoch`` is the number of the feed that the server had read when it was given."""
 
 _INSERT: Final = sa.insert(grant)
 _REVOKE: Final = (
@@ -64,6 +68,7 @@ class Grant:
     created: int
     expires: int
     revoked: int = 0
+    epoch: int = 0
 
 
 def standing_grant(name: str) -> str:
@@ -93,10 +98,20 @@ def tree(connection: sa.Connection, root: str) -> tuple[Grant, ...]:
     return tuple(map(_grant, rows))
 
 
-def below(connection: sa.Connection, parent: str, *, now: int) -> tuple[Grant, ...]:
-    """Read what was delegated directly under ``parent`` and still stands."""
-    statement = sa.select(grant).where(grant.c.parent == parent, grant.c.revoked == 0, grant.c.expires > now)
-    return tuple(map(_grant, connection.execute(statement.order_by(grant.c.id))))
+def below(connection: sa.Connection, parent: str, *, before: int, now: int) -> tuple[Grant, ...]:
+    """Read some of what was delegated directly under ``parent`` and given before change ``before``, unless it is over."""
+    statement = (
+        sa.select(grant)
+        .where(
+            grant.c.parent == parent,
+            grant.c.revoked == 0,
+            grant.c.epoch < before,
+            grant.c.expires > now - LEEWAY,
+        )
+        .order_by(grant.c.id)
+        .limit(MOST_BELOW)
+    )
+    return tuple(map(_grant, connection.execute(statement)))
 
 
 def _grant(row: sa.Row[Any]) -> Grant:

@@ -6,7 +6,8 @@ from typing import Final
 
 from aims.authorization.keys import TokenKeys
 from aims.authorization.metadata import WELL_KNOWN, server_metadata
-from aims.authorization.routes import JWKS, TOKEN, TokenEndpoint, document
+from aims.authorization.revocation import Revocation
+from aims.authorization.routes import JWKS, REVOCATION, TOKEN, RevocationEndpoint, TokenEndpoint, document
 from aims.authorization.service import TokenService
 from aims.keys.store import KeyStore
 from aims.provisioning.instances import Instances
@@ -30,6 +31,7 @@ class AuthorizationRoutes:
         issuer = core.public_url
         self.keys = TokenKeys(issuer, lambda: core.authority, store)
         self.service = TokenService(issuer, core, self.keys, Instances(core.database), core.database)
+        self.revocation = Revocation(core, self.keys, core.database)
         self._core = core
         self.public: Routes = self._routes(PUBLIC, issuer)
         self.mtls: Routes = self._routes(MTLS, core.mtls_url)
@@ -41,6 +43,9 @@ class AuthorizationRoutes:
         return {
             ("POST", TOKEN): TokenEndpoint(
                 self.service, core, core.database, url=url + TOKEN, listener=listener, peer=peer
+            ),
+            ("POST", REVOCATION): RevocationEndpoint(
+                self.service, self.revocation, core, core.database, url=url + REVOCATION, listener=listener, peer=peer
             ),
         }
 

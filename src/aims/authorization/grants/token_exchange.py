@@ -212,4 +212,5 @@ def _grant(asking: Asking, parent: AccessToken, receiver: str, scopes: str, deta
         details=details,
         created=now,
         expires=int(parent.expires),
+        epoch=asking.seen,
     )

@@ -27,6 +27,7 @@ def upgrade() -> None:
         sa.Column("created", _NUMBER, nullable=False),
         sa.Column("expires", _NUMBER, nullable=False),
         sa.Column("revoked", _NUMBER, nullable=False),
+        sa.Column("epoch", _NUMBER, nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_delegation_grant")),
         sqlite_with_rowid=False,
     )
