@@ -125,7 +125,7 @@ class Process:
 
 def aims(*arguments: str) -> tuple[str, ...]:
     """The argument vector of the ``aims`` command in this very installation."""
-    return (sys.executable, "-m", "aims", *arguments)
+    return (sys.executable, "-P", "-m", "aims", *arguments)
 
 
 async def output_of(argv: Sequence[str], seconds: float = START_SECONDS) -> tuple[int, str]:
