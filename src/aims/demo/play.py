@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
-from aims.demo import birth, evidence, ground, proof, stopping
+from aims.demo import birth, delegation, evidence, ground, proof, stopping
 from aims.demo.stage import Stage
 from aims.demo.story import Chapter, Teller, tell
 
@@ -13,15 +14,16 @@ CHAPTERS: Final[tuple[Chapter[Stage], ...]] = (
     birth.chapter,
     proof.chapter,
     stopping.chapter,
+    delegation.chapter,
     evidence.chapter,
 )
 
 
-async def play(teller: Teller) -> bool:
-    """Play all chapters on a fresh stage; True when every step was as expected."""
+async def play(teller: Teller, chapters: Sequence[Chapter[Stage]] = CHAPTERS) -> bool:
+    """Play the chapters on a fresh stage; True when every step was as expected."""
     stage, folder = Stage.set_up()
     with folder:
         try:
-            return await tell(stage, list(CHAPTERS), teller)
+            return await tell(stage, list(chapters), teller)
         finally:
             await stage.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import Any, Final
 
@@ -11,7 +12,8 @@ from aims.demo.story import Chapter, Seen
 chapter: Final[Chapter[Stage]] = Chapter("Proof: possession on every call")
 
 
-def _program(module: str, *arguments: str) -> tuple[str, ...]:
+def program(module: str, *arguments: str) -> tuple[str, ...]:
+    """The command of one of the samples."""
     # -P: nothing is imported from the folder that the story happens to be told in.
     return (sys.executable, "-P", "-m", f"aims.samples.{module}", *arguments)
 
@@ -36,11 +38,12 @@ async def _attack(stage: Stage, do: str, *, who: str = "mallory", **arguments: A
     "spiffe://local.test/services/refunds, and agents assistant, victim, mallory",
 )
 async def start(stage: Stage) -> Seen:
-    tool = await stage.launch("refunds", *_program("tool", "--port", str(stage.ports["tool"])), service=True)
-    names = []
-    for name, module in (("assistant", "agent"), ("victim", "attacker"), ("mallory", "attacker")):
-        ready = await stage.launch(name, *_program(module))
-        names.append(ready["ready"].rpartition("/")[2])
+    agents = (("assistant", "agent"), ("victim", "attacker"), ("mallory", "attacker"))
+    tool, *said = await asyncio.gather(
+        stage.launch("refunds", *program("tool", "--port", str(stage.ports["tool"])), service=True),
+        *(stage.launch(name, *program(module)) for name, module in agents),
+    )
+    names = [one["ready"].rpartition("/")[2] for one in said]
     return Seen(f"{tool['ready']}, and agents {', '.join(names)}")
 
 
@@ -105,7 +108,7 @@ async def expired(stage: Stage) -> Seen:
     "sdk.peer_refused, and the impostor saw no request",
 )
 async def impostor(stage: Stage) -> Seen:
-    await stage.launch("impostor", *_program("tool", "--port", str(stage.ports["impostor"])), service=True)
+    await stage.launch("impostor", *program("tool", "--port", str(stage.ports["impostor"])), service=True)
     told = await stage.programs["assistant"].ask("call", url=tool_url(stage, "impostor"), tool="whoami")
     await stage.programs["impostor"].end()
     lines = (stage.folder / "impostor.log").read_text("utf-8", "replace")

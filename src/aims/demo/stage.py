@@ -35,6 +35,7 @@ class Stage:
     ports: dict[str, int] = field(default_factory=dict)
     transmitter: Transmitter | None = None
     kept: dict[str, str] | None = None
+    handed: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def set_up(cls) -> tuple[Stage, tempfile.TemporaryDirectory[str]]:

@@ -23,7 +23,8 @@ BACK_SECONDS: Final = 15.0
 chapter: Final[Chapter[Stage]] = Chapter("Stop: one event, and the next call is refused")
 
 
-def _transmitter(stage: Stage) -> Transmitter:
+def transmitter_of(stage: Stage) -> Transmitter:
+    """The other party, made once."""
     if stage.transmitter is None:
         stage.transmitter = Transmitter(stage.addresses["public"], stage.public_ca)
     return stage.transmitter
@@ -71,7 +72,7 @@ async def _fair(stage: Stage, name: str) -> str:
     "https://signals.example/security may suspend, at most",
 )
 async def known(stage: Stage) -> Seen:
-    body = {"issuer": ISSUER, "jwks": _transmitter(stage).key_set}
+    body = {"issuer": ISSUER, "jwks": transmitter_of(stage).key_set}
     await stage.administer("POST", "/admin/v1/transmitters", body)
     rows = await stage.administer("GET", "/admin/v1/transmitters")
     found = next(row for row in rows if row["issuer"] == ISSUER)
@@ -83,7 +84,7 @@ async def known(stage: Stage) -> Seen:
     "400 access_denied; the assistant: 200",
 )
 async def out_of_authority(stage: Stage) -> Seen:
-    status, code, _ = await _transmitter(stage).push(SESSION_REVOKED, _agent("assistant"))
+    status, code, _ = await transmitter_of(stage).push(SESSION_REVOKED, _agent("assistant"))
     told = await stage.programs["assistant"].ask("call", url=tool_url(stage), tool="whoami")
     return Seen(f"{status} {code}; the assistant: {200 if 'answer' in told else told['refused']}")
 
@@ -95,7 +96,7 @@ async def out_of_authority(stage: Stage) -> Seen:
 async def revoked(stage: Stage) -> Seen:
     requests = await _prepared(stage, PREPARED)
     before, _ = await _send(stage, requests.pop())
-    status, _, sent = await _transmitter(stage).push(SESSION_REVOKED, _agent("victim"))
+    status, _, sent = await transmitter_of(stage).push(SESSION_REVOKED, _agent("victim"))
     answered = time.monotonic()
     refused, code, at = await _until_refused(stage, requests)
     notes = (
@@ -115,7 +116,7 @@ async def fresh(stage: Stage) -> Seen:
 )
 async def compromised(stage: Stage) -> Seen:
     requests = await _prepared(stage, PREPARED)
-    status, _, sent = await _transmitter(stage).push(CREDENTIAL_COMPROMISE, _agent("victim"), credential_type="x509")
+    status, _, sent = await transmitter_of(stage).push(CREDENTIAL_COMPROMISE, _agent("victim"), credential_type="x509")
     refused, code, at = await _until_refused(stage, requests)
     stage.kept = requests[-1]
     return Seen(f"{status}; {refused} {code}", (f"time to stop: {(at - sent) * 1000:.0f} ms",))
@@ -123,7 +124,7 @@ async def compromised(stage: Stage) -> Seen:
 
 @chapter.step("The record of it names the event and who sent it", f"{CREDENTIAL_COMPROMISE} by {ISSUER}")
 async def recorded(stage: Stage) -> Seen:
-    record = await stage.record(lambda one: one["type"] == "identity.suspend" or "set_iss" in (one.get("cause") or {}))
+    record = await stage.record(lambda one: (one.get("cause") or {}).get("event") == CREDENTIAL_COMPROMISE)
     cause = record["cause"]
     return Seen(f"{cause.get('event')} by {cause.get('set_iss')}", (f"{record['type']} {record['resource']}",))
 
