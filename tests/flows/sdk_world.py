@@ -25,7 +25,7 @@ from aims.credentials.model import Fence
 from aims.errors import AimsError
 from aims.identifiers import SpiffeId, TrustDomain
 from aims.jose import KeySet, sign_now
-from aims.jose.jwk import private_jwk
+from aims.jose.jwk import private_jwk, thumbprint
 from aims.node.agent_api import AgentApi, AgentApiServer
 from aims.node.agent_feed import AgentFeed
 from aims.node.identities import IdentityState, JwtIdentity, Latest, ValidatedJwtSvid, WitIdentity, X509Identity
@@ -63,6 +63,7 @@ class Workload:
             fence=fence,
         )
         self.proof = LocalKey.new("ES256")
+        self.proof_kid = thumbprint(self.proof.private.public_key())
         claims = wit.build_claims(
             spiffe_id,
             self.proof.private.public_key(),
@@ -122,6 +123,7 @@ class Seat:
 
     @property
     def address(self) -> str:
+        """Where an identity finds it."""
         return f"unix://{self.folder}/workload.sock"
 
     def identity(self, **options: Any) -> Identity:
@@ -179,6 +181,7 @@ class World:
         past.offset = 0
         self.resources: dict[str, Any] = {}
         self.max_stale = 10
+        self.issuer_url = "https://localhost:8440"
         self.seq = EPOCH
         self.stops: dict[tuple[str, str], Stop] = {}
         self._seats: list[Seat] = []
@@ -193,7 +196,7 @@ class World:
         """Tell the node everything."""
         document = {
             "trust_domain": TD.name,
-            "issuer": "https://localhost:8440",
+            "issuer": self.issuer_url,
             "public_url": "https://localhost:8440",
             "mtls_url": "https://localhost:8441",
             "server": str(SERVER),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.flows.sdk_world import AGENT, OTHER, TOOL, Seat, World, knows, resour
 from tests.flows.workload_api_fake import until
 
 from aims.credentials.mtls import peer_svid
+from aims.sdk.blocking import BlockingIdentity
 from aims.sdk.errors import CallRefusedError, SdkError
 from aims.sdk.identity import Identity
 from aims.sdk.mcp import connect, current, guarded
@@ -194,3 +196,36 @@ async def test_a_url_that_the_map_does_not_know_gets_no_request() -> None:
             with pytest.raises(SdkError, match=r"sdk\.peer_unknown"):
                 async with connect(me, url):
                     pass
+
+
+async def test_code_without_an_event_loop_has_the_same_identity() -> None:
+    async with place() as it:
+        seat = await it.node.seat(AGENT)
+
+        def work() -> None:
+            with BlockingIdentity(seat.address, clock=it.node.clock) as me, me.client(headers=PLAIN) as http:
+                assert me.spiffe_id == AGENT
+                assert repr(me) == f"BlockingIdentity({AGENT})"
+                assert http.post(it.url, json=INITIALIZE).status_code == 200
+                assert me.jwt_svid("urn:x") == "jwt-for-urn:x"
+                with pytest.raises(SdkError, match=r"sdk\.peer_unknown"):
+                    http.get("https://localhost:1/")
+                it.node.resources = {it.url: resource(it.url, peer=OTHER)}
+                loop.call_soon_threadsafe(it.node.full)
+                deadline = time.monotonic() + 10
+                while me._identity.settings.resources[0].peer != OTHER:
+                    assert time.monotonic() < deadline
+                with pytest.raises(SdkError, match=r"sdk\.peer_refused"):
+                    http.post(it.url, json=INITIALIZE)
+            with pytest.raises(SdkError, match=r"sdk\.not_started"):
+                me.jwt_svid("urn:x")
+
+        loop = asyncio.get_running_loop()
+        await asyncio.wait_for(asyncio.to_thread(work), 30)
+        with pytest.raises(SdkError, match=r"sdk\.no_node"):
+            await asyncio.to_thread(_enter, BlockingIdentity(f"{seat.address}-none"))
+
+
+def _enter(me: BlockingIdentity) -> None:
+    with me:
+        pass

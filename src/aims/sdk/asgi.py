@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable
+from functools import lru_cache
 from typing import Final, Protocol
 
 from aims.authentication.errors import AuthenticationError
@@ -24,7 +25,7 @@ from aims.clock import Clock
 from aims.errors import AimsError
 from aims.identifiers import SpiffeId
 from aims.sdk.call_doors import Doors, Place
-from aims.sdk.caller import SCOPE_KEY, Caller, entered
+from aims.sdk.caller import CURRENT, SCOPE_KEY, Caller
 from aims.sdk.issuer_keys import IssuerKeys
 from aims.sdk.live import Enforcement, Live
 from aims.sdk.node_state import Resource, Settings
@@ -136,7 +137,9 @@ class Middleware:
             if described is not None:
                 await describe(send, described, self._identity.settings.issuer)
                 return
-            place = _place(doors, scope)
+            place = doors.of(scope.get("raw_path") or b"", scope["path"])
+            if place is None:
+                raise AuthenticationError("target_outside")
             caller = await place.door.caller(_request(place, scope))
         except AimsError as error:
             _log.info("request refused: %s", error)
@@ -147,13 +150,14 @@ class Middleware:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = OpenCall(scope[SCOPE_KEY], receive, send)
         self._calls.add(call)
+        token = CURRENT.set(call.caller)
         try:
-            with entered(call.caller):
-                await self._app(scope, call.receive, call.send)
+            await self._app(scope, call.receive, call.send)
         except BaseException as error:
             if not CutError.explains(error):
                 raise
         finally:
+            CURRENT.reset(token)
             self._calls.discard(call)
         if call.is_cut and not call.started:
             await refuse(send, self._stop_of(call.caller), None)
@@ -189,16 +193,6 @@ class Middleware:
         return AuthenticationError("wit_expired" if found is Liveness.OK else found.value)
 
 
-def _place(doors: Doors, scope: Scope) -> Place:
-    """Find the resource of a request. Raises: AuthenticationError ``target_outside``."""
-    place = doors.place((scope.get("raw_path") or b"").decode("latin-1"))
-    # The application reads the decoded path: it must not lead to another resource than the proved one.
-    decoded = scope["path"]
-    if place is None or doors.place(decoded) is not place or not {".", ".."}.isdisjoint(decoded.split("/")):
-        raise AuthenticationError("target_outside")
-    return place
-
-
 def _request(place: Place, scope: Scope) -> HttpRequest:
     query = scope.get("query_string", b"")
     target = place.origin + scope["raw_path"].decode("latin-1")
@@ -208,11 +202,13 @@ def _request(place: Place, scope: Scope) -> HttpRequest:
 
 
 def _without_identity(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    return [
-        (name, value)
-        for name, value in headers
-        if name not in _IDENTITY_FIELDS and not name.startswith(_IDENTITY_PREFIXES)
-    ]
+    return [field for field in headers if not _tells(field[0])]
+
+
+# The same few names come with every request.
+@lru_cache(maxsize=1024)
+def _tells(name: bytes) -> bool:
+    return name in _IDENTITY_FIELDS or name.startswith(_IDENTITY_PREFIXES)
 
 
 async def _refuse_socket(receive: Receive, send: Send) -> None:

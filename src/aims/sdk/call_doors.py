@@ -19,6 +19,7 @@ from aims.sdk.node_state import Resource
 
 WIMSE: Final = frozenset({"wimse", "wimse-method-bound"})
 OAUTH: Final = "oauth-bound"
+MAX_REMEMBERED: Final = 256  # paths
 METADATA_PATH: Final = "/.well-known/oauth-protected-resource"
 
 
@@ -82,7 +83,7 @@ class Doors:
     Raises: SdkError ``resource_unknown`` for none, ``profile_unknown`` for a profile that is not spoken here.
     """
 
-    __slots__ = ("_places",)
+    __slots__ = ("_found", "_places")
 
     def __init__(
         self,
@@ -102,6 +103,7 @@ class Doors:
             places.append(Place(resource, base[:at], base[at:], door))
         if not places:
             raise SdkError("resource_unknown")
+        self._found: dict[tuple[bytes, str], Place] = {}
         self._places = tuple(sorted(places, key=lambda place: len(place.path), reverse=True))
 
     def described_at(self, path: str) -> Place | None:
@@ -109,8 +111,23 @@ class Doors:
         found = [place for place in self._places if place.metadata_path == path]
         return found[0] if found and found[0].resource.profile == OAUTH else None
 
-    def place(self, path: str) -> Place | None:
-        """Return the resource that a request path belongs to: the one with the longest path."""
+    def of(self, raw_path: bytes, path: str) -> Place | None:
+        """Return the resource that a request belongs to: the one with the longest path.
+
+        ``raw_path`` is what was sent and proved, ``path`` the decoded one, by which the application finds its way: None
+        where the two do not lead to the same resource.
+        """
+        found = self._found.get((raw_path, path))
+        if found is None:
+            found = self._holding(raw_path.decode("latin-1"))
+            if found is None or self._holding(path) is not found or not {".", ".."}.isdisjoint(path.split("/")):
+                return None
+            if len(self._found) >= MAX_REMEMBERED:
+                self._found.clear()
+            self._found[raw_path, path] = found
+        return found
+
+    def _holding(self, path: str) -> Place | None:
         for place in self._places:
             if place.holds(path):
                 return place

@@ -7,8 +7,6 @@ async def refund(request):
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final
 
@@ -57,7 +55,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return self.agent, self.subject, self.grant_id
 
 
-_current: ContextVar[Caller] = ContextVar("aims_caller")
+CURRENT: Final[ContextVar[Caller]] = ContextVar("aims_caller")
+"""Set and reset by the middleware; read it by `current`."""
 
 
 def current() -> Caller:
@@ -66,16 +65,6 @@ def current() -> Caller:
     Raises: SdkError ``no_caller`` outside of a request that the middleware let in.
     """
     try:
-        return _current.get()
+        return CURRENT.get()
     except LookupError:
         raise SdkError("no_caller") from None
-
-
-@contextmanager
-def entered(caller: Caller) -> Iterator[None]:
-    """Make ``caller`` the current one inside the context; for middleware."""
-    token = _current.set(caller)
-    try:
-        yield
-    finally:
-        _current.reset(token)

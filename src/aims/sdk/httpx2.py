@@ -7,7 +7,8 @@ async with aims.Identity() as me, me.client() as http:
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any, Final
 
 import httpx2
@@ -59,17 +60,44 @@ class KnowingTransport(httpx2.AsyncBaseTransport):
         if transport is None:
             transport = httpx2.AsyncHTTPTransport(verify=context, trust_env=False)
             self._transports[context] = transport
-        try:
+        with _peers_named():
             return await transport.handle_async_request(request)
-        except httpx2.ConnectError as error:
-            refused = _refused(error)
-            if refused is None:
-                raise
-            raise SdkError("peer_refused", str(refused)) from refused
 
     async def aclose(self) -> None:
         for transport in self._transports.values():
             await transport.aclose()
+
+
+class BlockingTransport(httpx2.BaseTransport):
+    """`KnowingTransport` for `httpx2.Client`."""
+
+    def __init__(self, context_of: Callable[[str], ssl.SSLContext]) -> None:
+        self._context_of = context_of
+        self._transports: dict[ssl.SSLContext, httpx2.HTTPTransport] = {}
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        context = self._context_of(str(request.url))
+        transport = self._transports.get(context)
+        if transport is None:
+            transport = httpx2.HTTPTransport(verify=context, trust_env=False)
+            self._transports[context] = transport
+        with _peers_named():
+            return transport.handle_request(request)
+
+    def close(self) -> None:
+        for transport in self._transports.values():
+            transport.close()
+
+
+@contextmanager
+def _peers_named() -> Iterator[None]:
+    try:
+        yield
+    except httpx2.ConnectError as error:
+        refused = _refused(error)
+        if refused is None:
+            raise
+        raise SdkError("peer_refused", str(refused)) from refused
 
 
 def refusal(response: httpx2.Response) -> CallRefusedError | None:
@@ -101,11 +129,19 @@ def _refused(error: BaseException) -> PeerRefused | None:
 
 def client(proof_of: ProofOf, context_of: Callable[[str], ssl.SSLContext], **options: Any) -> httpx2.AsyncClient:
     """Return a client that proves its requests and checks its peers; ``options`` are those of `httpx2.AsyncClient`."""
-    given: dict[str, Any] = {
+    return httpx2.AsyncClient(**_options(proof_of, KnowingTransport(context_of), options))
+
+
+def blocking_client(proof_of: ProofOf, context_of: Callable[[str], ssl.SSLContext], **options: Any) -> httpx2.Client:
+    """Return the same for code without an event loop."""
+    return httpx2.Client(**_options(proof_of, BlockingTransport(context_of), options))
+
+
+def _options(proof_of: ProofOf, transport: object, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {
         "auth": ProvedAuth(proof_of),
-        "transport": KnowingTransport(context_of),
+        "transport": transport,
         "timeout": httpx2.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
         "trust_env": False,
         **options,
     }
-    return httpx2.AsyncClient(**given)

@@ -131,7 +131,7 @@ class Identity:
         """
         from aims.sdk.httpx2 import ProvedAuth
 
-        return ProvedAuth(self._prover(audience, profile, token))
+        return ProvedAuth(self.prover(audience, profile, token))
 
     def ssl_context(self, peer: Peer | None = None, *, url: str | None = None) -> ssl.SSLContext:
         """Return a TLS context that lets no octet of a request leave for anybody but the expected peer.
@@ -170,7 +170,7 @@ class Identity:
         """
         from aims.sdk.httpx2 import client
 
-        return client(self._prover(audience, profile, token), lambda url: self.ssl_context(url=url), **options)
+        return client(self.prover(audience, profile, token), lambda url: self.ssl_context(url=url), **options)
 
     async def jwt_svid(self, audience: str, seconds: float = DEFAULT_SECONDS) -> str:
         """Have the node make a JWT-SVID for one audience.
@@ -238,9 +238,8 @@ class Identity:
             self._issuer_keys = IssuerKeys(lambda: self._server().keys(), self.clock)
         return self._issuer_keys
 
-    def _prover(
-        self, audience: str | None, profile: str | None, token: Token | None
-    ) -> Callable[[RequestFacts], Proof]:
+    def prover(self, audience: str | None, profile: str | None, token: Token | None) -> Callable[[RequestFacts], Proof]:
+        """Return what `auth` proves with, for adapters to other HTTP libraries. Raises: as `auth`."""
         if profile not in {None, "wimse", "wimse-method-bound"}:
             raise SdkError("profile_unknown", str(profile))
 

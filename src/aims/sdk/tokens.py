@@ -147,7 +147,13 @@ def _public(tls_ca: str) -> ssl.SSLContext:
 
 def _client(context: ssl.SSLContext) -> httpx2.AsyncClient:
     transport = httpx2.AsyncHTTPTransport(verify=context, trust_env=False)
-    return httpx2.AsyncClient(transport=transport, trust_env=False, timeout=SECONDS, follow_redirects=False)
+    return httpx2.AsyncClient(
+        transport=transport,
+        trust_env=False,
+        timeout=SECONDS,
+        follow_redirects=False,
+        headers={"accept-encoding": "identity", "user-agent": "aims-sdk"},
+    )
 
 
 async def _octets(
