@@ -99,6 +99,7 @@ class World:
     registry: Registry
     keeper: Keeper
     policy: Policy = field(default_factory=policy)
+    current: bool = True
 
     @property
     def admin(self) -> RegistryService:
@@ -133,6 +134,7 @@ class World:
             public_ca=lambda: join_pem([self.keeper.authority.tls_ca]),
             clock=self.clock,
             ids=self.ids,
+            current=lambda: self.current,
         )
         return {route.path.rpartition("/")[2]: route for route in routes.routes()}
 

@@ -173,6 +173,21 @@ async def test_a_body_that_is_not_the_protocols_is_refused_and_recorded(world: W
     assert (await _call(world, "issue", good, _node(world)))[0] == 200
 
 
+async def test_a_process_that_hears_of_no_changes_issues_nothing_and_records_it(world: World) -> None:
+    issue = await _issue_body(world)
+    token = {name: issue[name] for name in ("entry", "instance", "evidence")} | {"audiences": ["a"]}
+    asked = {"issue": issue, "jwt-svid": token, "renew": {"csr": _b64(request())}}
+    world.current = False
+    for name, body in asked.items():
+        status, answer = await _call(world, name, body, _node(world))
+        assert (status, answer["error"]) == (503, "provisioning.behind")
+        last = world.records()[-1]
+        assert (last["type"], last["decision"]["reason"]) == ("node.refuse", "provisioning.behind")
+    world.current = True
+    for name, body in asked.items():
+        assert (await _call(world, name, body, _node(world)))[0] == 200
+
+
 async def test_a_refusal_shows_code_and_hint_and_never_the_detail(world: World) -> None:
     wanted = await _issue_body(world)
     evidence = wanted["evidence"] | {"selectors": ["unix:uid:1"]}

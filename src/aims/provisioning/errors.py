@@ -71,6 +71,10 @@ class ProvisioningError(AimsError):
             "This server speaks version 1 of the node protocol.",
             "Install the same version of AIMS on node and server.",
         ),
+        behind=(
+            "This server process has not heard of changes for too long.",
+            "Ask again; see `aims doctor` if it goes on.",
+        ),
         busy=("Too many nodes try to join at the moment.", "Try again in a second."),
         peer_not_a_node=("Only a node may ask this.", "Call with a node's own X509-SVID."),
         csr_malformed=("The certificate request or its key cannot be used.", "Send PKCS#10 with a P-256 or P-384 key."),

@@ -58,6 +58,7 @@ _STATUS: Final[Mapping[str, int]] = {
     "provisioning.peer_not_a_node": 401,
     "provisioning.changed": 409,
     "provisioning.version": 426,
+    "provisioning.behind": 503,
     "provisioning.busy": 503,
     "provisioning.authority_empty": 503,
     "provisioning.store_refused": 503,
@@ -125,6 +126,8 @@ class NodeRoutes:
     """The handlers of the node protocol, for one worker process.
 
     ``mtls_url`` is where nodes go after joining; ``public_ca`` returns the PEM of the CA behind the public listener.
+    ``current`` says whether this process has lately read the change feed to its head: removed entries and withdrawn
+    permissions are fenced by nothing else, so without it nothing is issued.
     """
 
     def __init__(
@@ -139,8 +142,10 @@ class NodeRoutes:
         public_ca: Callable[[], bytes],
         clock: Clock,
         ids: IdSource,
+        current: Callable[[], bool] = lambda: True,
     ) -> None:
         self._database = database
+        self._current = current
         self._registry = registry
         self._authority = authority
         self._joins = joins
@@ -205,12 +210,14 @@ class NodeRoutes:
 
     async def _renew(self, body: bytes, peer: X509Svid | None) -> Decided:
         node_id = self._node(peer)
+        self._require_current()
         wanted = _decode(body, RenewBody)
         plan = self._joins.renew(node_id=node_id, csr=_octets(wanted.csr), request_id=self._ids.new())
         return plan, self._welcome
 
     async def _issue(self, body: bytes, peer: X509Svid | None) -> Decided:
         node_id = self._node(peer)
+        self._require_current()
         wanted = _decode(body, IssueBody)
         application = _application(node_id, wanted, ("x509-svid", "wit"))
         plan = await self._issuance.issue(
@@ -226,6 +233,7 @@ class NodeRoutes:
 
     async def _jwt_svid(self, body: bytes, peer: X509Svid | None) -> Decided:
         node_id = self._node(peer)
+        self._require_current()
         wanted = _decode(body, JwtBody)
         application = _application(node_id, wanted, ("jwt-svid",))
         plan = await self._issuance.jwt_svid(
@@ -292,6 +300,10 @@ class NodeRoutes:
             "mtls_url": self._mtls_url,
             "expires_at": joined.expires_at,
         }
+
+    def _require_current(self) -> None:
+        if not self._current():
+            raise ProvisioningError("behind")
 
     def _node(self, peer: X509Svid | None) -> str:
         return node_of(peer, self._registry.trust_domain)
