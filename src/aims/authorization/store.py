@@ -99,7 +99,7 @@ def tree(connection: sa.Connection, root: str) -> tuple[Grant, ...]:
 
 
 def below(connection: sa.Connection, parent: str, *, before: int, now: int) -> tuple[Grant, ...]:
-    """Read some of what was delegated directly under ``parent`` and given before change ``before``, unless it is over."""
+    """Read some of what was delegated directly under ``parent``, before change ``before``, and is not over yet."""
     statement = (
         sa.select(grant)
         .where(
