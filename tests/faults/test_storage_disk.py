@@ -245,3 +245,33 @@ async def test_servers_that_claim_the_same_proofs_in_opposite_order_never_wait_i
     assert deadlocks == 0
     for server in servers:
         server.close()
+
+
+async def test_a_file_that_is_replaced_under_the_writer_takes_no_write(
+    tmp_path: Path, clock: SystemClock, ids: IdSource
+) -> None:
+    path, kept, copy = tmp_path / "aims.db", tmp_path / "kept.db", tmp_path / "copy.db"
+    url = f"sqlite:///{path}"
+    migrate(url)
+    database = Database.open(url, clock=clock, ids=ids, folder=tmp_path)
+    try:
+        assert (await database.commit(write("before"))).verdict is Verdict.COMMITTED
+        with sqlite3.connect(path) as source, sqlite3.connect(copy) as target:
+            source.backup(target)  # with this writer's own row in it
+        source.close()
+        target.close()
+        assert (await database.commit(write("after the copy"))).verdict is Verdict.COMMITTED
+        path.rename(kept)
+        for put_in_place in (None, copy):
+            if put_in_place is not None:
+                put_in_place.rename(path)
+            with pytest.raises(StorageError) as caught:
+                await database.commit(write("lost"))
+            assert caught.value.reason == "replaced"
+            assert not database.healthy
+        kept.replace(path)
+        await asyncio.to_thread(until, lambda: database.healthy)
+        assert (await database.commit(write("again"))).verdict is Verdict.COMMITTED
+        check_books(database, {"before", "after the copy", "again"}, {"lost"})
+    finally:
+        database.close()

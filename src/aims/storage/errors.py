@@ -24,6 +24,10 @@ class StorageError(AimsError):
         not_a_database=("The file is not a database.", "Check the path."),
         not_migrated=("The database has not the tables of this version.", "Run: aims server migrate"),
         read_only=("The database cannot be written.", "Check the permissions of the file, its folder and its disk."),
+        replaced=(
+            "The database file was taken away or replaced under the running server.",
+            "Put back the file that belongs to it, or stop the server before restoring another one.",
+        ),
         replayed=("The proof was used before.", "Make a new proof for each request."),
         settings=("The database refused a setting that durability needs.", "See the detail in the log of the server."),
         stopped=("The agent, person, grant, node or instance was stopped.", "Ask its owner."),

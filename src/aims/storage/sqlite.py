@@ -42,11 +42,18 @@ class SqliteSession:
         self._compiler = Compiler(SQLiteDialect_pysqlite(paramstyle="qmark"))
         self._connection = connect_sqlite(location)
         self._cursor = self._connection.cursor()
+        self._file = _identity(location)
         self._baton = _open_baton(location)
 
     def begin(self, *, exclusive: bool) -> None:  # noqa: ARG002 - one writer at a time is always exclusive
         fcntl.flock(self._baton, fcntl.LOCK_EX)
+        self._require_same_file()
         self._cursor.execute("BEGIN IMMEDIATE")
+
+    def _require_same_file(self) -> None:
+        # What is written to a file that has lost its name is answered, and gone at the next start.
+        if _identity(self._location) != self._file:
+            raise StorageError("replaced", str(self._location.path))
 
     def stops(self, names: Collection[Name]) -> Mapping[Name, tuple[int, bool]]:
         found = {}
@@ -151,6 +158,7 @@ class SqliteSession:
         return gone
 
     def reopen(self) -> None:
+        self._require_same_file()
         self._connection.close()
         self._connection = connect_sqlite(self._location)
         self._cursor = self._connection.cursor()
@@ -172,6 +180,14 @@ class SqliteSession:
         if isinstance(error, OSError):
             return Fault(Failure.DOWN, "io")
         return Fault(Failure.POISON)
+
+
+def _identity(location: Location) -> tuple[int, int]:
+    try:
+        found = location.path.stat()
+    except FileNotFoundError as error:
+        raise StorageError("replaced", f"{location.path} is gone") from error
+    return found.st_dev, found.st_ino
 
 
 def _open_baton(location: Location) -> int:
