@@ -51,7 +51,7 @@ class Workload:
 
     def __init__(self, world: World, spiffe_id: SpiffeId, *, epoch: int, lifetime: float = HOUR) -> None:
         now = int(world.clock.now())
-        fence = Fence(f"node-1:{spiffe_id.segments[-1]:a<26}"[:33], epoch)
+        self.fence = fence = Fence(f"node-1:{spiffe_id.segments[-1]:a<26}"[:33], epoch)
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.svid = x509_svid.issue(
             world.domain.issuer,

@@ -167,6 +167,21 @@ async def test_no_octet_of_a_request_reaches_an_impostor_with_a_good_certificate
             assert connected.is_set()
 
 
+async def test_a_tool_that_was_stopped_is_called_no_more() -> None:
+    async with place() as it, it.agent(AGENT) as me:
+        await knows(me)
+        async with me.client(headers=PLAIN) as http:
+            assert (await http.post(it.url, json=INITIALIZE)).status_code == 200
+        it.node.stop("instance", it.tool.workload.fence.instance)
+        it.node.beat()
+        await until(lambda: me.live.enforcement is not None and me.live.enforcement.stops.number == it.node.seq)
+        async with me.client(headers=PLAIN) as http:
+            with pytest.raises(SdkError) as refused:
+                await http.post(it.url, json=INITIALIZE)
+        assert refused.value.code == "sdk.peer_refused"
+        assert "sdk.peer_stopped" in refused.value.detail
+
+
 async def test_the_certificate_of_a_service_rotates_while_it_serves() -> None:
     async with place() as it, it.agent(AGENT) as me, me.client(headers=PLAIN) as http:
         assert (await http.post(it.url, json=INITIALIZE)).status_code == 200

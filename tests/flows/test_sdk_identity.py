@@ -149,7 +149,31 @@ def test_importing_aims_costs_nothing_and_the_identity_is_found_when_used() -> N
 async def test_an_identity_ends_its_streams_with_it() -> None:
     async with world() as node:
         seat = await node.seat(AGENT)
-        async with seat.identity():
+        async with seat.identity() as me:
             pass
         pending = [task for task in asyncio.all_tasks() if "Live" in repr(task)]
         assert pending == []
+        for use in (lambda: me.spiffe_id, me.ssl_context, me.server_context):
+            with pytest.raises(SdkError):
+                use()
+        with pytest.raises(SdkError, match=r"sdk\.not_started"):
+            _ = me.spiffe_id
+
+
+async def test_a_stream_that_breaks_by_our_own_fault_takes_the_identity_with_it(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world({URL: resource(URL)}) as node:
+        seat = await node.seat(AGENT)
+        async with seat.identity() as me:
+            await knows(me)
+
+            def broken(_: object) -> None:
+                raise ZeroDivisionError
+
+            monkeypatch.setattr(me.live, "_hear", broken)
+            node.beat()
+            await until(lambda: me.live.enforcement is None)
+            with pytest.raises(SdkError, match=r"sdk\.stopped"):
+                _ = me.spiffe_id
+            assert "the identity is given up" in caplog.text

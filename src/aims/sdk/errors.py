@@ -47,6 +47,7 @@ class SdkError(AimsError):
             "The server is not the one that is expected there; nothing of the request was sent.",
             "Check the address, the resource map, and who listens on that port.",
         ),
+        peer_stopped=("The server that is expected there was stopped.", "Ask its owner."),
         call_refused=("The service refused the call.", "Its own code and hint say why; `aims explain` says more."),
         profile_unknown=("This call profile is not spoken here.", "Use wimse or wimse-method-bound."),
         resource_unknown=(

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 from weakref import WeakSet
 
 from aims.authentication.errors import AuthenticationError
+from aims.authentication.liveness import Liveness, names_of
 from aims.authentication.peer import PeerRule, ResourceMap
 from aims.authentication.target import covers
 from aims.clock import Clock, IdSource, SystemClock, SystemIds
 from aims.credentials.bundle import BundleSet
 from aims.credentials.errors import CredentialError
 from aims.credentials.mtls import expected_roots, peer_check
+from aims.credentials.x509_svid import X509Svid
 from aims.errors import AimsError
 from aims.identifiers import IdentifierError, SpiffeId
 from aims.sdk.errors import SdkError
@@ -30,7 +32,7 @@ from aims.sdk.live import Live
 from aims.sdk.node_state import Resource, Settings
 from aims.sdk.proofs import Proof, RequestFacts, bound_token, wimse
 from aims.sdk.workload_client import WorkloadClient
-from aims.tls import RotatingContext, public_server_context
+from aims.tls import Check, RotatingContext, public_server_context
 
 if TYPE_CHECKING:
     import httpx2
@@ -291,9 +293,21 @@ class Identity:
         self._servers.add(context)
         return context
 
-    def _check(self, expected: frozenset[SpiffeId]) -> Any:
+    def _check(self, expected: frozenset[SpiffeId]) -> Check:
         own = self._live.require_tls().spiffe_id.trust_domain
-        return peer_check(self._bundles, self.clock, expected=expected, own=own)
+        known = peer_check(self._bundles, self.clock, expected=expected, own=own)
+
+        def check(chain: tuple[bytes, ...]) -> object:
+            svid = known(chain)
+            assert isinstance(svid, X509Svid)  # noqa: S101 -- what peer_check gives
+            enforcement = self._live.enforcement
+            if enforcement is not None and svid.fence is not None:
+                names = names_of(str(svid.spiffe_id), instance=svid.fence.instance)
+                if enforcement.stops.check(names, svid.fence.epoch) is Liveness.STOPPED:
+                    raise SdkError("peer_stopped", str(svid.spiffe_id))
+            return svid
+
+        return check
 
     def _bundles(self) -> BundleSet:
         return self._live.require_tls().bundles

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -16,6 +17,7 @@ from typing import Any, Final, TypeVar
 from aims.authentication.liveness import StopView
 from aims.authentication.verified_wit import WitVerifier
 from aims.clock import Clock
+from aims.errors import AimsError
 from aims.identifiers import TrustDomain
 from aims.sdk.endpoint import workload_endpoint
 from aims.sdk.errors import SdkError
@@ -28,6 +30,7 @@ from aims.sdk.workload_state import Interrupted, Withdrawn
 
 T = TypeVar("T")
 
+_log = logging.getLogger("aims.sdk")
 _AGAIN: Final = Backoff(first=0.1, most=2.0)
 
 
@@ -76,7 +79,9 @@ class Live:
         if not self._path.exists():
             raise SdkError("no_node", str(self._path))
         self._alone = not self._door.exists()
-        self._run(self._keep(self._client.watch_x509(), lambda state: self._show(TlsMaterial.of(state))))
+        self._run(
+            self._keep(self._client.watch_x509(), lambda state: self._show(TlsMaterial.of(state)), optional=False)
+        )
         self._run(self._keep(self._client.watch_wit(), lambda state: self._prove(ProofKey.of(state.wits[0]))))
         self._run(self._keep_anchors())
         if not self._alone:
@@ -100,6 +105,7 @@ class Live:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        self._give_up(None)
         self._client.close()
         self._node.close()
 
@@ -147,16 +153,40 @@ class Live:
         return f"without {lacking}: {self._last or 'no answer'}"
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        self._tasks.append(asyncio.get_running_loop().create_task(work))
+        task = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        # A defect of ours: what this stream kept is not kept any more, so nothing of it is used any more.
+        _log.error("the identity is given up", exc_info=error)
+        self._fatal = SdkError("unavailable", type(error).__name__)
+        self._give_up(self._fatal)
 
     def _tell(self) -> None:
         self._told.set()
         for hook in tuple(self._hooks):
-            hook()
+            try:
+                hook()
+            except AimsError:
+                _log.exception("what was renewed could not be put to use")
+
+    def _give_up(self, error: SdkError | None) -> None:
+        self.tls = self.proof = self.enforcement = None
+        self._refusal = error
+        self._tell()
 
     # The Workload API
 
-    async def _keep(self, events: AsyncGenerator[T | Withdrawn | Interrupted, None], take: Callable[[T], None]) -> None:
+    async def _keep(
+        self,
+        events: AsyncGenerator[T | Withdrawn | Interrupted, None],
+        take: Callable[[T], None],
+        *,
+        optional: bool = True,
+    ) -> None:
         async with contextlib.aclosing(events):
             try:
                 async for event in events:
@@ -168,7 +198,7 @@ class Live:
                         self._take(event, take)
             except SdkError as error:
                 self._last = error
-                if error.reason == "unsupported":
+                if error.reason == "unsupported" and optional:
                     self._no_wit = True
                     self._verifying.set()
                 else:
@@ -207,6 +237,7 @@ class Live:
         return self.wits
 
     def _withdraw(self, error: SdkError) -> None:
+        # Stops are still heard, for calls that are open.
         self.tls = self.proof = None
         self._refusal = error
         self._tell()
