@@ -8,8 +8,10 @@ import signal
 import time
 from typing import Any, Final
 
-from aims.demo.processes import DemoError
-from aims.demo.proof import tool_url
+import msgspec
+
+from aims.demo.processes import DemoError, Process
+from aims.demo.proof import program, tool_url
 from aims.demo.stage import Stage
 from aims.demo.story import Chapter, Seen
 from aims.demo.transmitter import ISSUER, Transmitter
@@ -79,6 +81,30 @@ async def known(stage: Stage) -> Seen:
     return Seen(f"{found['issuer']} may {found['strongest']}, at most")
 
 
+@chapter.step("A receiver of our own events is made known", "https://localhost:PORT/events takes session-revoked")
+async def receiver(stage: Stage) -> Seen:
+    port, public = stage.ports["receiver"], stage.addresses["public"]
+    process = await Process.start(
+        "receiver",
+        program(
+            *("receiver", "--port", str(port), "--audience", f"https://localhost:{port}"),
+            *("--keys", f"{public}/signals/jwks", "--keys-ca", str(stage.public_ca)),
+        ),
+        log=stage.folder / "receiver.log",
+    )
+    stage.programs["receiver"] = process
+    ready = msgspec.json.decode(await process.line())
+    body = {
+        "url": f"{ready['ready']}/events",
+        "audience": ready["ready"],
+        "private": True,
+        "ca": ready["ca"],
+    }
+    answer = await stage.administer("POST", "/admin/v1/receiver", body)
+    events = ", ".join(event.rpartition("/")[2] for event in answer["events"])
+    return Seen(f"{answer['url'].replace(str(port), 'PORT')} takes {events}")
+
+
 @chapter.step(
     "It says that the assistant's session is revoked, of which it may not speak",
     "400 access_denied; the assistant: 200",
@@ -127,6 +153,20 @@ async def recorded(stage: Stage) -> Seen:
     record = await stage.record(lambda one: (one.get("cause") or {}).get("event") == CREDENTIAL_COMPROMISE)
     cause = record["cause"]
     return Seen(f"{cause.get('event')} by {cause.get('set_iss')}", (f"{record['type']} {record['resource']}",))
+
+
+@chapter.step(
+    "Another party that asked to hear of our stops was told, and has verified who told it",
+    "session-revoked of spiffe://local.test/agents/victim, signed by our signals issuer",
+)
+async def passed_on(stage: Stage) -> Seen:
+    told: dict[str, Any] = {}
+    while "victim" not in str(told.get("subject")):
+        told = msgspec.json.decode(await stage.programs["receiver"].line())
+    ours = told["issuer"] == f"{stage.addresses['public']}/signals"
+    event = told["event"].rpartition("/")[2]
+    who = "our signals issuer" if ours else told["issuer"]
+    return Seen(f"{event} of spiffe://local.test/agents/victim, signed by {who}", (told["subject"],))
 
 
 @chapter.step(
