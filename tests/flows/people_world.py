@@ -111,7 +111,7 @@ class Browser:
             "sec-fetch-mode": "navigate",
             "sec-fetch-dest": "document",
             "sec-fetch-site": "same-origin",
-            "origin": ISSUER,
+            "origin": "null",  # as Chromium does where the page's referrer policy is no-referrer
         }
         return await self._send("POST", path, "", encoded(form), shown | _named(headers))
 

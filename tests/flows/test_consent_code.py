@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 import sqlalchemy as sa
 from tests.flows.people_world import CALLBACK, HERE, VERIFIER, Browser, PeopleWorld, open_people_world
-from tests.flows.token_world import ISSUER, MTLS, NOTES, TOKEN, Agent, ProofKey
+from tests.flows.token_world import ISSUER, MTLS, NOTES, TOKEN, Agent, ProofKey, token_policy
 
 from aims.authorization import store as grants
 from aims.authorization.model import dead, stored
@@ -126,6 +126,19 @@ async def test_the_token_neither_outlives_the_grant_nor_widens_it(world: PeopleW
         grant = grants.find(connection, token.grant_id)
     assert grant is not None
     assert token.expires <= grant.expires
+    later = await browser.consent(agent, scope="notes:read")
+    world.world.policy = token_policy(
+        ('credential = "access-token"\nseconds = 600', 'credential = "access-token"\nseconds = 3600'),
+        (
+            '"access-token"\nposture = "shared-uid"\nseconds = 300',
+            '"access-token"\nposture = "shared-uid"\nseconds = 3600',
+        ),
+    )
+    longer = await world.read((await world.redeem(agent, later)).token)
+    with world.database.reading() as connection:
+        grant = grants.find(connection, longer.grant_id)
+    assert grant is not None
+    assert longer.expires == grant.expires < world.clock.now() + 700, "what the person read is what holds"
 
 
 async def test_nothing_is_left_when_the_posture_takes_all(world: PeopleWorld) -> None:

@@ -9,8 +9,10 @@ import pytest
 import pytest_asyncio
 from tests.flows.people_world import LINK_COOKIE, Browser, PeopleWorld, Seen, open_people_world
 from tests.flows.provisioning_world import cause
+from tests.flows.token_world import ISSUER
 
 from aims.authorization.people.errors import PeopleError
+from aims.authorization.people.login import csrf_of
 from aims.clock import IdSource, SystemClock
 from aims.server.people_routes import CONSENT, GRANTS, LOGIN, LOGOUT, SESSION_COOKIE, WITHDRAWAL, People
 from aims.storage.database import Database
@@ -46,7 +48,7 @@ async def test_a_link_lets_one_person_in_once(world: PeopleWorld) -> None:
     again = await browser.post(LOGIN, form_of(page))
     assert again.code == "authorization.link_browser", "the cookie of the link is gone"
     second = Browser(world)
-    assert (await second.open(link)).code == "authorization.link_browser"
+    assert (await second.open(link)).code == "authorization.link_unknown"
 
 
 async def test_what_fetches_ahead_opens_nothing(world: PeopleWorld) -> None:
@@ -82,6 +84,10 @@ async def test_a_link_belongs_to_the_browser_that_opened_it(world: PeopleWorld) 
     second.cookies[LINK_COOKIE] = "A" * 43
     refused = await second.post(LOGIN, form_of(page))
     assert (refused.status, refused.code) == (403, "authorization.browser_form")
+    # nor with a form that it made for itself: the link is another's
+    own = {"link": link, "csrf": csrf_of("A" * 43)}
+    stolen = await second.post(LOGIN, own)
+    assert (stolen.status, stolen.code) == (403, "authorization.link_browser")
     assert (await first.post(LOGIN, form_of(page))).status == 303
 
 
@@ -113,6 +119,11 @@ async def test_a_link_dies_with_its_person(world: PeopleWorld, told: bool) -> No
     assert (refused.status, refused.code) == (403, "authorization.person_stopped")
     assert SESSION_COOKIE not in browser.cookies
     world.follow()
+    await world.stop(Name("person", ada.sub), blocked=False)
+    late = await browser.post(LOGIN, form_of(page))
+    assert late.code == "authorization.person_stopped", "a link from before the stop stays dead"
+    assert (await Browser(world).open(await world.link())).status == 200
+    await world.stop(Name("person", ada.sub))
     with pytest.raises(PeopleError) as caught:
         await world.login.link("Ada", cause())
     assert caught.value.reason == "person_stopped"
@@ -175,7 +186,7 @@ FOREIGN = (
     {"sec_fetch_site": "none"},
     {"sec_fetch_site": ""},
     {"origin": "https://evil.example"},
-    {"origin": "null"},
+    {"origin": "null", "sec_fetch_site": "cross-site"},
     {"origin": "https://localhost:8441"},
 )
 
@@ -204,6 +215,9 @@ async def test_a_form_of_another_page_does_nothing(world: PeopleWorld) -> None:
     overview = await browser.get(GRANTS)
     assert grant in overview.text
     assert page.hidden("request") in overview.text
+    # browsers that name the origin of their own pages are as welcome as those that do not
+    assert (await browser.post(WITHDRAWAL, form, origin=ISSUER)).status == 303
+    assert (await browser.post(LOGOUT, form, origin="")).status == 303
 
 
 async def test_pages_repeat_names_as_text_and_cannot_be_framed(world: PeopleWorld) -> None:

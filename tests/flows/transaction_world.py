@@ -18,6 +18,7 @@ from aims.authorization.transactions.routes import TransactionEndpoint
 from aims.authorization.transactions.service import TransactionService
 from aims.authorization.transactions.transaction_token import TOKEN_TYPE, TransactionToken
 from aims.clock import IdSource, SystemClock
+from aims.keys import KeyStore
 from aims.provisioning.registry.model import Kind
 from aims.storage.database import Database
 
@@ -30,10 +31,12 @@ class TransactionWorld(PeopleWorld):
 
     edge: Agent
     inner: Agent
+    key_store: KeyStore
+    mtls_url = MTLS
 
     async def begin(self, *, refuse_loops: bool = False) -> None:
         """Open the service, and run the edge and a service behind it."""
-        store = self.world.keeper._service._keys
+        store = self.key_store = self.world.keeper._service._keys
         self.txn_keys = TransactionKeys(ISSUER + PLACE, lambda: self.authority, store)
 
         async def verifier() -> Any:

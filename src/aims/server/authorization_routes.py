@@ -14,6 +14,7 @@ from aims.provisioning.instances import Instances
 from aims.server.core import Core
 from aims.server.http import App
 from aims.server.node_stream import peer_svid
+from aims.server.people_routes import AUTHORIZATION
 
 Routes = dict[tuple[str, str], App]
 
@@ -51,7 +52,8 @@ class AuthorizationRoutes:
 
     async def _metadata(self) -> bytes:
         core = self._core
-        return server_metadata(core.public_url, core.mtls_url, core.tables)
+        endpoint = core.public_url + AUTHORIZATION
+        return server_metadata(core.public_url, core.mtls_url, core.tables, authorization_endpoint=endpoint)
 
     async def _jwks(self) -> bytes:
         return (await self.keys.current()).jwks

@@ -1,8 +1,8 @@
 """The pages of people on the public listener: login, the authorization endpoint, consent, grants.
 
-Every POST must come from a page of this server: ``Sec-Fetch-Site: same-origin``, an ``Origin`` that is ours where there
-is one, and the form value that only this browser's pages carry. A GET of a login link does something only if a person
-navigated there: whatever fetches ahead gets a page that says so, and the link stays as it was.
+Every POST must come from a page of this server: ``Sec-Fetch-Site: same-origin``, no ``Origin`` of somebody else, and
+the form value that only this browser's pages carry. A GET of a login link does something only if a person navigated
+there: whatever fetches ahead gets a page that says so, and the link stays as it was.
 
 Cookies are ``__Host-``: sent over TLS to this host alone, unreadable to scripts, and not along with other sites' forms.
 """
@@ -206,8 +206,10 @@ class People:
         return session, form
 
     def _form(self, visit: Visit) -> Form:
-        origin = visit.headers.get("origin", ())
-        if visit.one("sec-fetch-site") != "same-origin" or (origin and origin != (self._core.public_url,)):
+        # A page that forbids referrers has no origin to name either, so browsers send "null" from our own pages. From a
+        # frame without an origin they send it too, but call that cross-site.
+        origin = visit.headers.get("origin", ("null",))
+        if visit.one("sec-fetch-site") != "same-origin" or origin not in {("null",), (self._core.public_url,)}:
             raise PeopleError("browser_foreign")
         try:
             return forms.read(visit.body, visit.one("content-type"))

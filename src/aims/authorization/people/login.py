@@ -206,7 +206,11 @@ class LoginService:
             names=(Name("person", found.person.sub),),
             seen=seen,
             consume=Consume(store.LINK, found.link.hash),
-            effects=(*store.swept(found.person.sub, now), store.session_inserted(row)),
+            effects=(
+                store.link_used(found.link.hash),
+                *store.swept(found.person.sub, now),
+                store.session_inserted(row),
+            ),
         )
         return Plan(write, lambda outcome: _settled(outcome, begun, "link_unknown"))
 

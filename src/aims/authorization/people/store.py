@@ -204,6 +204,7 @@ _BIND: Final = (
     .where(login_link.c.hash == sa.bindparam("of_hash"), login_link.c.browser.is_(None))
     .values(browser=sa.bindparam("new_browser"))
 )
+_USED_LINK: Final = sa.delete(login_link).where(login_link.c.hash == sa.bindparam("of_hash"))
 _END_LINKS: Final = sa.delete(login_link).where(
     login_link.c.person == sa.bindparam("of_person"), login_link.c.expires <= sa.bindparam("until")
 )
@@ -247,6 +248,11 @@ def link_inserted(row: LinkRow) -> tuple[Effect, ...]:
 def link_bound(hash_: bytes, browser: bytes) -> Effect:
     """Give a link to the browser that opens it; refuses the Write if another was faster."""
     return Effect(_BIND, {"of_hash": hash_, "new_browser": browser}, must_match=True)
+
+
+def link_used(hash_: bytes) -> Effect:
+    """Forget a link that was used; of it only the one-time row is left."""
+    return Effect(_USED_LINK, {"of_hash": hash_})
 
 
 def session_inserted(row: SessionRow) -> Effect:
