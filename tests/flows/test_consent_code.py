@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from copy import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +17,10 @@ from tests.flows.token_world import ISSUER, MTLS, NOTES, TOKEN, Agent, ProofKey,
 from aims.authorization import store as grants
 from aims.authorization.model import dead, stored
 from aims.authorization.people.pkce import transform
+from aims.authorization.routes import TokenEndpoint
+from aims.authorization.service import TokenService
 from aims.clock import IdSource, SystemClock
+from aims.provisioning.instances import Instances
 from aims.server.people_routes import GRANTS, SESSION_COOKIE, WITHDRAWAL
 from aims.storage.database import Database
 from aims.storage.write import Name
@@ -192,6 +197,31 @@ async def test_of_sixteen_redemptions_one_succeeds(world: PeopleWorld) -> None:
         assert records["token.issue"] == 1
         assert records["token.reuse"] >= 1
         assert sum(records.values()) == 16
+
+
+async def test_two_workers_agree_about_a_code_and_a_decision(
+    world: PeopleWorld, database_url: str, tmp_path: Path, clock: SystemClock, ids: IdSource
+) -> None:
+    agent, browser = await ready(world)
+    second = Database.open(database_url, clock=clock, ids=ids, folder=tmp_path)
+    try:
+        other = copy(world)
+        other.database = second
+        other.service = TokenService(ISSUER, other, other.keys, Instances(second), second)
+        peer = world.mtls._peer
+        other.mtls = TokenEndpoint(other.service, other, second, url=MTLS + TOKEN, listener="mtls", peer=peer)
+        there = Browser(other, browser.cookies)
+        for _ in range(5):
+            page = await browser.authorize(agent)
+            pressed = await asyncio.gather(*(each.decide(page) for each in (browser, there) * 8))
+            assert Counter(seen.status for seen in pressed) == {303: 1, 410: 15}
+            secret = next(seen for seen in pressed if seen.status == 303).answer["code"]
+            tries = [(each, world.proof(agent.key, MTLS + TOKEN)) for each in (world, other) * 8]
+            answers = await asyncio.gather(*(each.redeem(agent, secret, proof=proof) for each, proof in tries))
+            assert Counter(answer.status for answer in answers) == {200: 1, 400: 15}
+            world.follow()
+    finally:
+        second.close()
 
 
 async def test_of_sixteen_decisions_one_counts(world: PeopleWorld) -> None:

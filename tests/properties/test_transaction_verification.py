@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.properties.proof_material import AGENT, NOW, PROOF, TD, WIT, http
-from tests.properties.transaction_material import EDGE, FACTS, PAY, PERSON, URL, Inner, text_of, token
+from tests.properties.transaction_material import EDGE, FACTS, PAY, PERSON, URL, Inner, text_of, token, verifier
 
 from aims.authentication import wpt
 from aims.authentication.errors import AuthenticationError
@@ -19,7 +19,7 @@ from aims.authentication.replay import MemoryWindow
 from aims.authorization.errors import STATUS
 from aims.authorization.transactions import field
 from aims.authorization.transactions.errors import TransactionError
-from aims.authorization.transactions.verification import Operation, check_facts
+from aims.authorization.transactions.verification import Operation, TransactionVerifier, check_facts
 from aims.identifiers import SpiffeId
 
 OTHER = str(SpiffeId.service(TD, "other"))
@@ -118,6 +118,32 @@ async def test_no_token_an_unbelieved_one_and_a_stopped_one() -> None:
                 inner.caller(text_of())
         else:
             assert await inner.answer(text_of()) == "stopped"
+
+
+async def test_a_stop_is_seen_before_and_after_the_window_is_asked() -> None:
+    free = Operation(name="payments.read", purposes=PAY.purposes, callers=PAY.callers, single_use=False)
+    inner, text = Inner(), text_of()
+    caller = inner.caller(text)
+
+    def stop() -> None:
+        inner.calls.stops.advance(1234, 1235, StopLine("grant", "g" * 26, 1235, blocked=False))
+        inner.calls.stops.heartbeat(1235)
+
+    class Slow:
+        """A window that answers only after a stop has arrived."""
+
+        complete_since = 0.0
+
+        async def claim(self, ids: list[bytes]) -> list[bool]:
+            stop()
+            return await inner.calls.window.claim(ids)
+
+    slow = TransactionVerifier(verifier(), inner.calls.stops, Slow(), inner.clock)
+    assert slow.examine(caller, PAY, FACTS).token.txn == "t" * 22
+    with pytest.raises(AuthenticationError) as caught:
+        await slow.authorize(caller, PAY, FACTS)
+    assert caught.value.reason == "stopped"
+    assert await inner.answer(text, operation=free) == "stopped"
 
 
 async def test_a_single_use_happens_once_however_many_ask() -> None:
