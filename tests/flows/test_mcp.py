@@ -128,6 +128,7 @@ async def test_a_stop_ends_the_open_stream_of_a_session_and_the_next_call_names_
                 await client.call_tool("caller")
         assert (refused.value.status, refused.value.service_code) == (401, "authentication.stopped")
         assert refused.value.hint
+        assert refused.value.stop == {"kind": "agent", "id": str(AGENT), "seq": it.node.seq, "blocked": True}
 
 
 async def test_no_octet_of_a_request_reaches_an_impostor_with_a_good_certificate() -> None:

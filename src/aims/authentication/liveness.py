@@ -89,6 +89,14 @@ def names_of(
     return tuple(names)
 
 
+class StoppedError(AuthenticationError):
+    """A credential that a stop ended; ``stop`` is which, None where it could not be reached by any."""
+
+    def __init__(self, stop: StopLine | None) -> None:
+        super().__init__("stopped", "" if stop is None else f"{stop.kind}:{stop.id} at {stop.seq}")
+        self.stop = stop
+
+
 class StopView:
     """The stops of trust domain ``own``, as far as they have been told. Not safe for threads.
 
@@ -182,9 +190,21 @@ class StopView:
                 return Liveness.STOPPED
         return Liveness.OK if found and self._fresh() else Liveness.STATE_UNKNOWN
 
+    def stop_of(self, names: Iterable[Named], epoch: int | None) -> StopLine | None:
+        """Return the stop that ``check`` found, the newest of several; None where no stop is why it refuses."""
+        found: StopLine | None = None
+        for name in names:
+            stop = self._stops.get((name.kind, name.id))
+            hit = stop is not None and (stop[1] or (epoch is not None and epoch < stop[0]))
+            if stop is not None and hit and (found is None or stop[0] > found.seq):
+                found = StopLine(name.kind, name.id, *stop)
+        return found
+
     def require(self, names: Iterable[Named], epoch: int | None) -> None:
-        """Raise ``AuthenticationError`` (``stopped`` or ``state_unknown``) unless ``check`` says ``ok``."""
+        """Raise ``AuthenticationError`` (a `StoppedError`, or ``state_unknown``) unless ``check`` says ``ok``."""
         answer = self.check(names, epoch)
+        if answer is Liveness.STOPPED:
+            raise StoppedError(self.stop_of(names, epoch))
         if answer is not Liveness.OK:
             raise AuthenticationError(answer.value)
 

@@ -75,6 +75,7 @@ class Attacker:
             "code": told.get("error") if isinstance(told.get("error"), str) else None,
             "challenge": answer.headers.get("www-authenticate"),
             "hint": told.get("hint"),
+            "stop": told.get("stop"),
         }
 
     async def fair(self, url: str) -> dict[str, Any]:

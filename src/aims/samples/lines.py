@@ -30,7 +30,8 @@ async def _answer(commands: Mapping[str, Do], given: dict[str, Any]) -> dict[str
     try:
         return {"do": name, "answer": await command(**given)}
     except CallRefusedError as error:
-        return {"do": name, "refused": error.service_code, "status": error.status, "hint": error.hint}
+        told = {"do": name, "refused": error.service_code, "status": error.status, "hint": error.hint}
+        return told if error.stop is None else {**told, "stop": dict(error.stop)}
     except AimsError as error:
         return {"do": name, "refused": error.code, "hint": error.hint}
 

@@ -160,7 +160,7 @@ class Middleware:
             CURRENT.reset(token)
             self._calls.discard(call)
         if call.is_cut and not call.started:
-            await refuse(send, self._stop_of(call.caller), None)
+            await refuse(send, self._end_of(call.caller), None)
 
     def _now(self) -> Doors:
         enforcement = self._live.enforcement
@@ -188,9 +188,15 @@ class Middleware:
             return Liveness.STATE_UNKNOWN
         return enforcement.stops.check(caller.names, caller.epoch)
 
-    def _stop_of(self, caller: Caller) -> AuthenticationError:
-        found = self._liveness(caller)
-        return AuthenticationError("wit_expired" if found is Liveness.OK else found.value)
+    def _end_of(self, caller: Caller) -> AuthenticationError:
+        enforcement = self._live.enforcement
+        try:
+            if enforcement is None:
+                return AuthenticationError("state_unknown")
+            enforcement.stops.require(caller.names, caller.epoch)
+        except AuthenticationError as error:
+            return error
+        return AuthenticationError("wit_expired")
 
 
 def _request(place: Place, scope: Scope) -> HttpRequest:

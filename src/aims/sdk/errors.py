@@ -67,11 +67,17 @@ class SdkError(AimsError):
 
 
 class CallRefusedError(SdkError):
-    """A service behind the middleware said no: ``status`` is HTTP's, ``service_code`` its own stable code."""
+    """A service behind the middleware said no: ``status`` is HTTP's, ``service_code`` its own stable code.
 
-    def __init__(self, status: int, service_code: str, message: str, hint: str) -> None:
+    ``stop`` says which stop it was that ended the caller, if it was one: kind, id, number in the change feed, blocked.
+    """
+
+    def __init__(
+        self, status: int, service_code: str, message: str, hint: str, stop: Mapping[str, object] | None = None
+    ) -> None:
         super().__init__("call_refused", f"{status} {service_code}")
         self.status = status
         self.service_code = service_code
+        self.stop = stop
         self.sentence = f"The service refused the call: {service_code}: {message}"
         self.hint = hint

@@ -108,13 +108,14 @@ def refusal(response: httpx2.Response) -> CallRefusedError | None:
         said = msgspec.json.decode(response.content, type=_Refusal)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
-    return CallRefusedError(response.status_code, said.error, said.message, said.hint)
+    return CallRefusedError(response.status_code, said.error, said.message, said.hint, said.stop)
 
 
 class _Refusal(msgspec.Struct, frozen=True, kw_only=True):
     error: Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9_]{1,64}\.[A-Za-z0-9_:-]{1,64}\Z")]
     message: Annotated[str, msgspec.Meta(max_length=1024)]
     hint: Annotated[str, msgspec.Meta(max_length=1024)]
+    stop: dict[str, str | int | bool] | None = None
 
 
 def _refused(error: BaseException) -> PeerRefused | None:

@@ -9,6 +9,7 @@ import msgspec
 
 from aims.authentication.dpop import DPOP
 from aims.authentication.errors import CONSEQUENCES, AuthenticationError, Consequence
+from aims.authentication.liveness import StoppedError
 from aims.errors import AimsError
 from aims.sdk.call_doors import OAUTH, Place
 from aims.sdk.errors import SdkError
@@ -38,7 +39,11 @@ def consequence(error: AimsError, place: Place | None) -> Consequence:
 async def refuse(send: Send, error: AimsError, place: Place | None) -> None:
     """Answer a request that was refused."""
     answer = consequence(error, place)
-    told = {"error": error.code, "message": error.sentence, "hint": error.hint}
+    told: dict[str, Any] = {"error": error.code, "message": error.sentence, "hint": error.hint}
+    if isinstance(error, StoppedError) and error.stop is not None:
+        # The caller proved these names: it learns which stop it was, by its number in the change feed.
+        stop = error.stop
+        told["stop"] = {"kind": stop.kind, "id": stop.id, "seq": stop.seq, "blocked": stop.blocked}
     headers = [(b"cache-control", b"no-store")]
     if answer.challenge:
         headers.append((b"www-authenticate", answer.challenge.encode("ascii")))
