@@ -107,6 +107,19 @@ def test_swap_and_swap_back_is_another_fingerprint_and_the_same_digest(measurer:
     assert _digest(_measure(measurer, tree), tree) == _digest(before, tree)
 
 
+def test_a_virtual_environment_that_comes_to_be_is_found(measurer: Measurer, tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "home/bin").mkdir(parents=True)
+    python = tmp_path / "home/bin/python"
+    python.symlink_to(PYTHON)
+    for place in (python.parent, python.parent.parent):
+        with resolve([str(python), str(tree / "agent.py")], cwd="/") as program:
+            measured = measurer.measure(program)
+        assert measurer.again(measured) is not None
+        (place / "pyvenv.cfg").symlink_to("nowhere yet")
+        assert measurer.again(measured) is None
+        (place / "pyvenv.cfg").unlink()
+
+
 def test_bytecode_folders_are_code_only_for_other_interpreters(measurer: Measurer, tree: Path) -> None:
     before = _measure(measurer, tree)
     (tree / "__pycache__").mkdir()

@@ -77,13 +77,17 @@ class Fingerprint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """A measurement with what is needed to look again later; ``path``: the real path of the executable."""
+    """A measurement with what is needed to look again later.
+
+    ``path``: the real path of the executable; ``absent``: files that must not come to be.
+    """
 
     measurement: Measurement
     executable: Executable
     path: str
     fingerprints: tuple[Fingerprint, ...]
     skip_bytecode: bool
+    absent: tuple[str, ...] = ()
 
 
 class Measurer:
@@ -119,15 +123,19 @@ class Measurer:
             path=os.path.realpath(program.argv[0]),
             fingerprints=(),
             skip_bytecode=program.python,
+            absent=program.absent,
         )
 
     def again(self, before: Measured) -> Measured | None:
-        """Read the code roots again; None if content, inodes or change times are not as they were.
+        """Read the code roots again; None if content, inodes or change times are not as they were, or a file came to be
+        that would have been code.
 
         Compare with the answer the next time: a folder that was excused once is not excused twice.
 
         Raises: NodeError as ``measure``.
         """
+        if any(map(os.path.lexists, before.absent)):
+            return None
         paths = [root.path for root in before.measurement.roots]
         roots, fingerprints = self._roots(paths, before.skip_bytecode, ())
         same = all(earlier.same(later) for earlier, later in zip(before.fingerprints, fingerprints, strict=True))

@@ -38,8 +38,9 @@ class Program:
     once by who measures and once by who runs. ``argv[0]`` alone is not followed, because Python finds its virtual
     environment by that path. ``roots``: real paths of the files and folders that are code by default. ``python``:
     Python runs it; ``isolated``: with ``-I`` or ``-E``, so that it does not read ``PYTHON*``. ``beside``: the folder
-    that Python would put first on its import path, "" where there is none or it is a root already. ``open_ended``:
-    further arguments are the program's own, never code.
+    that Python would put first on its import path, "" where there is none or it is a root already. ``absent``: files
+    that were not there and would give it a virtual environment. ``open_ended``: further arguments are the program's
+    own, never code.
     """
 
     descriptor: int
@@ -49,6 +50,7 @@ class Program:
     isolated: bool
     open_ended: bool
     beside: str = ""
+    absent: tuple[str, ...] = ()
 
     def arguments(self, bytecode: str, measured: Sequence[str] | None = None) -> tuple[str, ...]:
         """Return the arguments to execute; ``measured`` are the code roots, None where nothing is measured.
@@ -197,6 +199,7 @@ def _python(descriptor: int, arguments: list[str], cwd: str) -> Program:
         isolated=bool(flags & {"E", "I"}),
         open_ended=True,
         beside=beside,
+        absent=() if environment is not None else tuple(f"{at}/pyvenv.cfg" for at in _environment_places(arguments[0])),
     )
 
 
@@ -239,9 +242,13 @@ def _python_option(argument: str, following: str | None, flags: set[str]) -> tup
     return "", 1
 
 
-def _virtual_environment(python: str) -> str | None:
+def _environment_places(python: str) -> tuple[str, str]:
     folder = os.path.dirname(python)  # noqa: PTH120 - text in, text out
-    for place in (folder, os.path.dirname(folder)):  # noqa: PTH120 - as above
+    return folder, os.path.dirname(folder)  # noqa: PTH120 - as above
+
+
+def _virtual_environment(python: str) -> str | None:
+    for place in _environment_places(python):
         if os.path.isfile(f"{place}/pyvenv.cfg"):  # noqa: PTH113 - as above
             return os.path.realpath(place)
     return None
