@@ -36,55 +36,48 @@ class CutError(OSError):
 class OpenCall:
     """One request that was let in. ``receive`` and ``send`` are what the application gets."""
 
-    __slots__ = ("_complete", "_cut", "_receive", "_send", "_started", "caller")
+    __slots__ = ("_complete", "_receive", "_send", "_waiting", "caller", "is_cut", "started")
 
     def __init__(self, caller: Caller, receive: Receive, send: Send) -> None:
         self.caller = caller
+        self.is_cut = False
+        self.started = False  # an answer has begun to leave
         self._receive = receive
         self._send = send
-        self._cut: asyncio.Event | None = None
-        self._started = False
         self._complete = False  # the request has been read
-
-    @property
-    def started(self) -> bool:
-        """Whether an answer has begun to leave."""
-        return self._started
-
-    @property
-    def is_cut(self) -> bool:
-        return self._cut is not None and self._cut.is_set()
+        self._waiting: asyncio.Event | None = None
 
     def cut(self) -> None:
         """Let nothing more in or out."""
-        if self._cut is None:
-            self._cut = asyncio.Event()
-        self._cut.set()
+        self.is_cut = True
+        if self._waiting is not None:
+            self._waiting.set()
 
     async def receive(self) -> Message:
-        if self._cut is None:
-            self._cut = asyncio.Event()
-        if self._cut.is_set():
-            return _GONE
-        if not self._complete:
+        if not self._complete and not self.is_cut:
             message = await self._receive()
             self._complete = not message.get("more_body", False)
-            return _GONE if self.is_cut else message
+            return self._unless_cut(message)
         # From here on the application waits for its client to go.
-        received, gone = asyncio.ensure_future(self._receive()), asyncio.ensure_future(self._cut.wait())
+        if self._waiting is None:
+            self._waiting = asyncio.Event()
+        received, gone = asyncio.ensure_future(self._receive()), asyncio.ensure_future(self._waiting.wait())
         try:
-            await asyncio.wait({received, gone}, return_when=asyncio.FIRST_COMPLETED)
-            return received.result() if received.done() and not self._cut.is_set() else _GONE
+            if not self.is_cut:
+                await asyncio.wait({received, gone}, return_when=asyncio.FIRST_COMPLETED)
+            return self._unless_cut(received.result() if received.done() else _GONE)
         finally:
             for task in (received, gone):
                 if not task.done():
                     task.cancel()
 
+    def _unless_cut(self, message: Message) -> Message:
+        return _GONE if self.is_cut else message
+
     async def send(self, message: Message) -> None:
         if self.is_cut:
             raise CutError
-        if message["type"] == "http.response.start":
-            self._started = True
+        self.started = True
         await self._send(message)
 
 
