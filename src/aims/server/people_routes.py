@@ -22,7 +22,7 @@ from aims.authorization.model import Memory
 from aims.authorization.people import pages, request
 from aims.authorization.people.consent import ConsentService, Redirection
 from aims.authorization.people.errors import PeopleError
-from aims.authorization.people.login import LoginService, Session, check_csrf, csrf_of, refusal
+from aims.authorization.people.login import LoginService, Session, check_csrf, csrf_of, flood, refusal
 from aims.authorization.people.pages import Page
 from aims.errors import AimsError
 from aims.server.http import STATUS, Answer, App, Receive, Scope, Send, read_body, respond
@@ -225,6 +225,8 @@ class People:
 
     async def _record(self, error: PeopleError, action: str, session: Session | None) -> None:
         """Leave the record of a refusal; of strangers only so many a second have one."""
+        for code, count, since in self._gate.due():  # of seconds that are over, so before this one is counted
+            await self._core.database.commit(flood(self._core, code, count, since))
         if session is not None or self._gate.passes(error.code):
             await self._core.database.commit(refusal(self._core, error, action, session))
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from aims.audit.people import Pseudonym, pseudonym
-from aims.audit.record import recorder
+from aims.audit.record import body, recorder
 from aims.authorization.model import Memory, dead
 from aims.authorization.people import store
 from aims.authorization.people.errors import PeopleError
@@ -325,6 +325,22 @@ def refusal(memory: Memory, error: PeopleError, action: str, session: Session | 
         decision={"effect": "deny", "reason": error.code},
     )
     return Write(record=record)
+
+
+def flood(memory: Memory, code: str, count: int, since: float) -> Write:
+    """Return the Write of the one record for many equal refusals of strangers."""
+    request_id = memory.ids.new()
+    octets = body(
+        type="request.refuse",
+        outcome="refused",
+        time=memory.clock.now(),
+        id=request_id,
+        request_id=request_id,
+        action="page",
+        decision={"effect": "deny", "reason": code},
+        flood={"count": count, "since": int(since), "listener": "public"},
+    )
+    return Write(record=lambda _: octets)
 
 
 def _require_browser(link: LinkRow, browser: str | None) -> None:
