@@ -236,10 +236,19 @@ async def test_new_keys_of_the_issuer_are_found_and_a_flood_of_unknown_ones_fetc
 
 async def test_without_the_issuers_keys_nobody_is_let_in() -> None:
     async with place() as it:
+        asked: list[int] = []
 
         async def fail() -> KeySet:
+            asked.append(1)
             raise SdkError("issuer_unreachable")
 
         it.served._issuer_keys = IssuerKeys(fail, it.node.clock)
-        answer = await it.ask(it.headers(it.text()))
-        assert (answer.status, answer.code) == (503, "sdk.unavailable")
+        for _ in range(5):
+            answer = await it.ask(it.headers(it.text()))
+            assert (answer.status, answer.code) == (503, "sdk.unavailable")
+        assert asked == [1], "strangers do not make this service ask again and again"
+        it.node.clock.offset += 11
+        it.node.beat()
+        await knows(it.served)
+        assert (await it.ask(it.headers(it.text()))).status == 503
+        assert asked == [1, 1]

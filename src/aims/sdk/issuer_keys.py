@@ -17,13 +17,14 @@ LEAST_SECONDS: Final = 10.0
 class IssuerKeys:
     """What ``fetch`` gave last. A failed fetch leaves the keys that are known, and raises where there are none."""
 
-    __slots__ = ("_clock", "_fetch", "_fetched", "_lock", "_tried", "keys")
+    __slots__ = ("_clock", "_error", "_fetch", "_fetched", "_lock", "_tried", "keys")
 
     def __init__(self, fetch: Callable[[], Awaitable[KeySet]], clock: Clock) -> None:
         self._fetch = fetch
         self._clock = clock
         self._fetched: float | None = None
         self._tried: float | None = None
+        self._error: SdkError | None = None
         self._lock = asyncio.Lock()
         self.keys = KeySet()
 
@@ -42,13 +43,11 @@ class IssuerKeys:
     async def _again(self) -> None:
         async with self._lock:
             now = self._clock.monotonic()
-            if self._tried is not None and now - self._tried < LEAST_SECONDS and self._fetched is not None:
-                return
-            self._tried = now
-            try:
-                self.keys = await self._fetch()
-            except SdkError:
-                if self._fetched is None:
-                    raise
-                return
-            self._fetched = now
+            if self._tried is None or now - self._tried >= LEAST_SECONDS:
+                self._tried = now
+                try:
+                    self.keys, self._error, self._fetched = await self._fetch(), None, now
+                except SdkError as error:
+                    self._error = error
+            if self._fetched is None and self._error is not None:
+                raise SdkError(self._error.reason, self._error.detail)
