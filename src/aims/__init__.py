@@ -6,9 +6,10 @@ async with aims.Identity() as me, me.client() as http:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as typing's own, which takes longer to import than everything here
 if TYPE_CHECKING:
+    from typing import Any
+
     from aims.sdk.identity import Identity as Identity
 
 __all__ = ["Identity", "__version__"]
