@@ -8,6 +8,10 @@ answered by one line; ``keep`` is the name under which a token stays in this pro
     {"do": "exchange", "text": ..., "resource": URL, "scope": "refund", "keep": "mine"}
     {"do": "call", "of": "mine", "url": URL, "tool": "refund", "arguments": {"amount": 5}}
     {"do": "present", "text": ..., "url": URL}    somebody's token with a proof by the own key
+    {"do": "ask", "resource": URL, "scope": "refund", "redirect_uri": URI}    where to send a person
+    {"do": "redeem", "answer": URL, "keep": "mine"}    what the person's browser came back with
+    {"do": "transact", "of": "mine", "purpose": "pay", "details": {...}, "keep": "payment"}
+    {"do": "post", "url": URL, "body": {...}, "with": "payment"}    as ``carry`` "txn", or hostile: "bearer", "nothing"
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from typing import Any
 import aims
 from aims.jose.door import decode
 from aims.samples.lines import obey, say
+from aims.sdk.authorization_code import PersonAsked
 from aims.sdk.mcp import connect
 from aims.sdk.tokens import Token
 
@@ -30,6 +35,8 @@ class Clerk:
     def __init__(self, me: aims.Identity) -> None:
         self._me = me
         self._kept: dict[str, Token] = {}
+        self._transactions: dict[str, str] = {}
+        self._asked: PersonAsked | None = None
 
     async def token(self, resource: str, scope: str, keep: str = "last") -> dict[str, Any]:
         return self._keep(keep, await self._me.token(resource=resource, scope=scope))
@@ -55,6 +62,35 @@ class Clerk:
         async with connect(self._me, url, token=stolen) as tools:
             return (await tools.call_tool(tool, {})).structured_content
 
+    async def ask(self, resource: str, scope: str, redirect_uri: str) -> dict[str, Any]:
+        self._asked = await self._me.ask_person(resource=resource, scope=scope, redirect_uri=redirect_uri)
+        return {"url": self._asked.url}
+
+    async def redeem(self, answer: str, keep: str = "last") -> dict[str, Any]:
+        if self._asked is None:
+            return {"refused": "nobody was asked"}
+        return self._keep(keep, await self._me.redeem(self._asked, answer))
+
+    async def transact(
+        self, purpose: str, details: dict[str, Any], of: str = "last", keep: str = "txn"
+    ) -> dict[str, Any]:
+        text = await self._me.transaction(self._kept[of], purpose=purpose, details=details)
+        self._transactions[keep] = text
+        claims = decode(text, 16 * 1024)[1]
+        return {name: claims[name] for name in ("sub", "scope", "tctx", "req_wl", "txn") if name in claims}
+
+    async def post(self, url: str, body: dict[str, Any], using: str = "txn", carry: str = "txn") -> dict[str, Any]:
+        text = self._transactions[using]
+        options: dict[str, Any] = {"txn_token": text} if carry == "txn" else {}
+        async with self._me.client(**options) as http:
+            if carry == "bearer":
+                # What a thief of the token would do: no proof, the token in the place of a credential.
+                answer = await http.post(url, json=body, headers={"authorization": f"Bearer {text}"}, auth=None)
+            else:
+                answer = await http.post(url, json=body)
+        told = answer.json() if answer.content.startswith(b"{") else {}
+        return {"status": answer.status_code, "code": told.get("error"), **told}
+
     async def text(self, of: str = "last") -> dict[str, Any]:
         return {"text": self._kept[of].text}
 
@@ -72,7 +108,19 @@ async def main() -> None:
     """Do as told until standard input ends."""
     async with aims.Identity() as me:
         clerk = Clerk(me)
-        names = ("token", "delegate", "exchange", "hand_on", "call", "present", "text")
+        names = (
+            "token",
+            "delegate",
+            "exchange",
+            "hand_on",
+            "call",
+            "present",
+            "text",
+            "ask",
+            "redeem",
+            "transact",
+            "post",
+        )
         say({"ready": str(me.spiffe_id)})
         await obey({name: getattr(clerk, name) for name in names})
 

@@ -74,6 +74,7 @@ class WimseDoor:
             expires=found.expires,
             epoch=found.epoch,
             names=found.names,
+            txn_token=found.txn_token,
         )
 
 

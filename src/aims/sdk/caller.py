@@ -40,6 +40,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     expires: float
     epoch: int | None = None
     names: tuple[StopName, ...] = ()
+    txn_token: str | None = None
+    """The text of a Txn-Token that the proof covers, still to be verified; see `aims.sdk.transactions`."""
 
     def __repr__(self) -> str:
         return f"Caller({self.agent}, subject={self.subject}, profile={self.profile})"

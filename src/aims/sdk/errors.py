@@ -15,6 +15,10 @@ class SdkError(AimsError):
 
     layer: ClassVar[str] = "sdk"
     reasons: ClassVar[Mapping[str, Reason]] = reasons(
+        answer_invalid=(
+            "The answer that a browser brought back does not belong to what was asked.",
+            "Ask the person again, and use the answer only in the process that asked.",
+        ),
         endpoint_missing=("The address of the Workload API is not known.", f"Set SPIFFE_ENDPOINT_SOCKET. {_EXAMPLE}"),
         endpoint_malformed=("The address of the Workload API is not unix: with an absolute path.", _EXAMPLE),
         endpoint_tcp=(

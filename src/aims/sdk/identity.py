@@ -10,10 +10,12 @@ Credentials rotate behind the same object. What was withdrawn is refused by the 
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 from weakref import WeakSet
+
+import msgspec
 
 from aims.authentication.errors import AuthenticationError
 from aims.authentication.liveness import Liveness, names_of
@@ -37,6 +39,7 @@ from aims.tls import Check, RotatingContext, public_server_context
 if TYPE_CHECKING:
     import httpx2
 
+    from aims.sdk.authorization_code import PersonAsked
     from aims.sdk.tokens import AuthorizationServer, Token
 
 DEFAULT_SECONDS: Final = 10.0
@@ -74,6 +77,7 @@ class Identity:
         self._authorization: AuthorizationServer | None = None
         self._retired: list[AuthorizationServer] = []
         self._issuer_keys: IssuerKeys | None = None
+        self._transaction_keys: IssuerKeys | None = None
         self._nonces: dict[str, str] = {}
         self._shown: object = None
         self._map: tuple[Settings, ResourceMap] | None = None
@@ -122,9 +126,16 @@ class Identity:
     # Calling
 
     def auth(
-        self, *, audience: str | None = None, profile: str | None = None, token: Token | None = None
+        self,
+        *,
+        audience: str | None = None,
+        profile: str | None = None,
+        token: Token | None = None,
+        txn_token: str | None = None,
     ) -> httpx2.Auth:
         """Return authentication for httpx2 that proves each request: by WIT and WPT, or by ``token`` and DPoP.
+
+        ``txn_token`` (from `transaction`) goes beside WIT and WPT, and is covered by them.
 
         ``audience`` is a name that the called service is known to have; by default the request's own URL. ``profile``
         is ``wimse`` or ``wimse-method-bound``; by default what the resource map says for the URL, else ``wimse``.
@@ -133,7 +144,7 @@ class Identity:
         """
         from aims.sdk.httpx2 import ProvedAuth
 
-        return ProvedAuth(self.prover(audience, profile, token))
+        return ProvedAuth(self.prover(audience, profile, token, txn_token))
 
     def ssl_context(self, peer: Peer | None = None, *, url: str | None = None) -> ssl.SSLContext:
         """Return a TLS context that lets no octet of a request leave for anybody but the expected peer.
@@ -162,6 +173,7 @@ class Identity:
         audience: str | None = None,
         profile: str | None = None,
         token: Token | None = None,
+        txn_token: str | None = None,
         **options: Any,
     ) -> httpx2.AsyncClient:
         """Return an `httpx2.AsyncClient` that proves its requests and checks its peers by the resource map.
@@ -172,7 +184,9 @@ class Identity:
         """
         from aims.sdk.httpx2 import client
 
-        return client(self.prover(audience, profile, token), lambda url: self.ssl_context(url=url), **options)
+        return client(
+            self.prover(audience, profile, token, txn_token), lambda url: self.ssl_context(url=url), **options
+        )
 
     async def jwt_svid(self, audience: str, seconds: float = DEFAULT_SECONDS) -> str:
         """Have the node make a JWT-SVID for one audience.
@@ -213,6 +227,53 @@ class Identity:
         """
         return await self._asked(str(to), {**_exchange(subject), "audience": str(to), "scope": scope}, None)
 
+    async def ask_person(self, *, resource: str, scope: str, redirect_uri: str) -> PersonAsked:
+        """Prepare to ask a person for a right: send them to ``url`` of what this returns, then `redeem` the answer.
+
+        ``redirect_uri`` is one that an administrator has registered for this agent.
+
+        Raises: as `token`.
+        """
+        from aims.sdk.authorization_code import ask_person
+
+        endpoint = await self._server().authorization_endpoint()
+        return ask_person(
+            endpoint,
+            issuer=self._live.require_settings().issuer,
+            client_id=str(self.spiffe_id),
+            resource=resource,
+            scope=scope,
+            redirect_uri=redirect_uri,
+            state=self.ids.token(),
+            verifier=self.ids.token(32),
+        )
+
+    async def redeem(self, asked: PersonAsked, answer: str) -> Token:
+        """Take up what a person approved. ``answer`` is the URL to which their browser was sent back.
+
+        Raises: SdkError ``answer_invalid``; `CallRefusedError` where the person or the server refused; as `token`.
+        """
+        return await self._asked(asked.resource, dict(asked.redemption(asked.code_of(answer))), None)
+
+    async def transaction(self, subject: Token | str, *, purpose: str, details: Mapping[str, Any]) -> str:
+        """Have one approved action put into a Txn-Token, for the services inside of this trust domain.
+
+        ``subject`` is this agent's own token, or one that it received as a service. ``details`` are the facts that must
+        not change on the way. Send the token with `auth` or `client` (``txn_token``), never as a bearer token.
+
+        Raises: as `token`.
+        """
+        form = {
+            "grant_type": "urn:ietf:params:oauth:grant-type:token-exchange",
+            "requested_token_type": "urn:ietf:params:oauth:token-type:txn_token",
+            "audience": self._live.require_settings().trust_domain.name,
+            "scope": purpose,
+            "subject_token": subject if isinstance(subject, str) else subject.text,
+            "subject_token_type": "urn:ietf:params:oauth:token-type:access_token",
+            "request_details": msgspec.json.encode(details).decode("utf-8"),
+        }
+        return await self._server().transaction(form, str(self.spiffe_id), self._live.require_proof())
+
     async def _asked(self, audience: str, form: dict[str, str], details: str | None) -> Token:
         if details is not None:
             form["authorization_details"] = details
@@ -240,9 +301,17 @@ class Identity:
             self._issuer_keys = IssuerKeys(lambda: self._server().keys(), self.clock)
         return self._issuer_keys
 
-    def prover(self, audience: str | None, profile: str | None, token: Token | None) -> Callable[[RequestFacts], Proof]:
+    def transaction_keys(self) -> IssuerKeys:
+        """Return the keys that Txn-Tokens of the trust domain verify with; for inner services."""
+        if self._transaction_keys is None:
+            self._transaction_keys = IssuerKeys(lambda: self._server().transaction_keys(), self.clock)
+        return self._transaction_keys
+
+    def prover(
+        self, audience: str | None, profile: str | None, token: Token | None, txn_token: str | None = None
+    ) -> Callable[[RequestFacts], Proof]:
         """Return what `auth` proves with, for adapters to other HTTP libraries. Raises: as `auth`."""
-        if profile not in {None, "wimse", "wimse-method-bound"}:
+        if profile not in {None, "wimse", "wimse-method-bound"} or (token is not None and txn_token is not None):
             raise SdkError("profile_unknown", str(profile))
 
         def prove(request: RequestFacts) -> Proof:
@@ -259,6 +328,7 @@ class Identity:
                 self.ids,
                 audience=audience,
                 method_bound=chosen == "wimse-method-bound",
+                txn_token=txn_token,
             )
 
         return prove

@@ -56,8 +56,11 @@ def wimse(
     *,
     audience: str | None = None,
     method_bound: bool = False,
+    txn_token: str | None = None,
 ) -> Proof:
     """Prove by WIT and WPT (draft-ietf-wimse-wpt-02); ``audience`` is the request's URL unless it is given.
+
+    With ``txn_token`` the request carries it, and the proof covers it (``tth``).
 
     One proof is one request: there is no second one here, because an answer never asks for another WPT.
 
@@ -71,10 +74,12 @@ def wimse(
             now=clock.now(),
             method=request.method if method_bound else None,
             target_uri=request.url if method_bound else None,
+            txn_token=txn_token,
         )
     except AuthenticationError as error:
         raise SdkError("request_invalid", str(error)) from error
-    yield {"workload-identity-token": key.wit, "authorization": f"WPT {wpt.issue_now(claims, key)}"}
+    carried = {"txn-token": txn_token} if txn_token is not None else {}
+    yield {"workload-identity-token": key.wit, "authorization": f"WPT {wpt.issue_now(claims, key)}", **carried}
 
 
 def bound_token(

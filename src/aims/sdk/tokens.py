@@ -27,6 +27,8 @@ from aims.sdk.material import ProofKey
 from aims.sdk.node_state import Settings
 
 WELL_KNOWN: Final = "/.well-known/oauth-authorization-server"
+TRANSACTIONS: Final = "/txn/token"
+TXN_TOKEN_TYPE: Final = "urn:ietf:params:oauth:token-type:txn_token"  # noqa: S105  a name
 MAX_ANSWER: Final = 256 * 1024
 SECONDS: Final = 10.0
 
@@ -50,6 +52,7 @@ class _Metadata(msgspec.Struct, frozen=True):
     issuer: str
     jwks_uri: str
     mtls_endpoint_aliases: _Aliases
+    authorization_endpoint: str = ""
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -57,6 +60,12 @@ class _Answer(msgspec.Struct, frozen=True):
     token_type: str
     expires_in: Annotated[int, msgspec.Meta(gt=0, le=3600)]
     scope: str | None = None
+
+
+class _Transaction(msgspec.Struct, frozen=True):
+    access_token: Annotated[str, msgspec.Meta(min_length=1, max_length=16384)]
+    token_type: str
+    issued_token_type: str
 
 
 class _Refusal(msgspec.Struct, frozen=True):
@@ -98,13 +107,7 @@ class AuthorizationServer:
     async def token(self, client_id: str, audience: str, form: Mapping[str, str], key: ProofKey) -> Token:
         """Ask for a token for ``audience``, bound to ``key``."""
         url = (await self._known()).mtls_endpoint_aliases.token_endpoint
-        claims = dpop.build_claims("POST", url, token_id=self._ids.token(), now=self._clock.now())
-        fields = {
-            "content-type": "application/x-www-form-urlencoded",
-            "dpop": dpop.issue_now(claims, key, key.public),
-        }
-        body = urlencode({**form, "client_id": client_id}).encode("ascii")
-        octets = await _octets(self._mtls, "POST", url, content=body, headers=fields)
+        octets = await self._posted(url, {**form, "client_id": client_id}, key)
         try:
             answer = msgspec.json.decode(octets, type=_Answer)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -118,6 +121,41 @@ class AuthorizationServer:
             expires=self._clock.now() + answer.expires_in,
             key=key,
         )
+
+    async def authorization_endpoint(self) -> str:
+        """Where a person is sent. Raises: SdkError ``issuer_invalid`` too, where nobody can be asked."""
+        endpoint = (await self._known()).authorization_endpoint
+        if not covers(self.settings.issuer, endpoint):
+            raise SdkError("issuer_invalid", "no authorization endpoint")
+        return endpoint
+
+    async def transaction(self, form: Mapping[str, str], client_id: str, key: ProofKey) -> str:
+        """Ask the Txn-Token service for a token (draft-ietf-oauth-transaction-tokens-11, section 11)."""
+        url = self.settings.mtls_url + TRANSACTIONS
+        octets = await self._posted(url, {**form, "client_id": client_id}, key)
+        try:
+            answer = msgspec.json.decode(octets, type=_Transaction)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise SdkError("issuer_invalid", "the answer of the Txn-Token service") from error
+        if answer.token_type != "N_A" or answer.issued_token_type != TXN_TOKEN_TYPE:  # noqa: S105  names
+            raise SdkError("issuer_invalid", "no Txn-Token")
+        return answer.access_token
+
+    async def transaction_keys(self) -> KeySet:
+        """Return the keys of the Txn-Token service; no other token verifies with them."""
+        octets = await _octets(self._public, "GET", f"{self.settings.issuer}/txn/jwks")
+        try:
+            return parse_jwks(octets).keys(None, "sig")
+        except JoseError as error:
+            raise SdkError("issuer_invalid", error.code) from error
+
+    async def _posted(self, url: str, form: Mapping[str, str], key: ProofKey) -> bytes:
+        claims = dpop.build_claims("POST", url, token_id=self._ids.token(), now=self._clock.now())
+        fields = {
+            "content-type": "application/x-www-form-urlencoded",
+            "dpop": dpop.issue_now(claims, key, key.public),
+        }
+        return await _octets(self._mtls, "POST", url, content=urlencode(form).encode("ascii"), headers=fields)
 
     async def _known(self) -> _Metadata:
         async with self._asking:

@@ -21,11 +21,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
-from aims.authentication.caller import Caller
 from aims.authentication.liveness import StopView
 from aims.authentication.replay import ProofClaim, ReplayWindow, check_started
 from aims.authorization.transactions.errors import TransactionError
@@ -81,6 +80,15 @@ class Transaction:
     caller: str
 
 
+class Presenter(Protocol):
+    """Who presents a Txn-Token: a caller that was proved, and the text that its proof covers."""
+
+    @property
+    def agent(self) -> object: ...
+    @property
+    def txn_token(self) -> str | None: ...
+
+
 class TransactionVerifier:
     """The enforcement point of an inner service. Not safe for threads; tasks of one event loop may share it."""
 
@@ -101,7 +109,7 @@ class TransactionVerifier:
         self._clock = clock
         self._leeway = leeway
 
-    async def authorize(self, caller: Caller, operation: Operation, facts: Mapping[str, Any]) -> Transaction:
+    async def authorize(self, caller: Presenter, operation: Operation, facts: Mapping[str, Any]) -> Transaction:
         """Decide about ``operation`` on ``facts``, which the service read out of the request itself.
 
         Raises:
@@ -119,7 +127,7 @@ class TransactionVerifier:
             self._stops.require(token.names, token.epoch)
         return transaction
 
-    def examine(self, caller: Caller, operation: Operation, facts: Mapping[str, Any]) -> Transaction:
+    def examine(self, caller: Presenter, operation: Operation, facts: Mapping[str, Any]) -> Transaction:
         """Do steps 1 to 7, which do not wait; a single use is not spent. Raises as ``authorize``."""
         # 1. the caller's proof covers a Txn-Token
         text = caller.txn_token
