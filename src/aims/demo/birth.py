@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
@@ -68,6 +70,30 @@ async def twin(stage: Stage) -> Seen:
 async def other_program(stage: Stage) -> Seen:
     status, text = await output_of(launched(stage, "researcher", own_command(), "--version"))
     return Seen(f"exit {status}: {_code(text)}", (text.splitlines()[0],))
+
+
+@chapter.step(
+    "A command of `aims agent list` that was started as an agent; the same in a shell of the administrator",
+    "exit 1: server.admin_from_agent; exit 0",
+)
+async def insider(stage: Stage) -> Seen:
+    command = (own_command(), "agent", "list", "--run-dir", str(stage.run_dir))
+    await stage.register("insider", *command)
+    status, text = await output_of(launched(stage, "insider", *command))
+    twin_status, _ = await output_of(command)
+    return Seen(f"exit {status}: {_code(text)}; exit {twin_status}", (text.splitlines()[0],))
+
+
+@chapter.step("A program whose files nobody measured gets its WIT for a quarter of an hour", "wit for 900 s at most")
+async def unmeasured(stage: Stage) -> Seen:
+    body = {"name": "sketch", "owner": OWNER, "launch_uids": [os.getuid()], "nodes": ["local"]}
+    await stage.administer("POST", "/admin/v1/agents", body)
+    status, text = await output_of(launched(stage, "sketch", own_command(), "svid", "fetch", "--output", "json"))
+    if status:
+        return Seen(f"exit {status}", (text,))
+    wit = next(one for one in map(msgspec.json.decode, text.splitlines()) if one["kind"] == "wit")
+    left = wit["expires"] - time.time()
+    return Seen("wit for 900 s at most" if 600 < left <= 900 else f"wit for {left:.0f} s")
 
 
 @chapter.step(

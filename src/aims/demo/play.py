@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from aims.demo import birth, delegation, evidence, ground, proof, stopping
+from aims.demo import birth, delegation, evidence, ground, person, proof, stopping
 from aims.demo.stage import Stage
 from aims.demo.story import Chapter, Teller, tell
 
@@ -15,6 +15,7 @@ CHAPTERS: Final[tuple[Chapter[Stage], ...]] = (
     proof.chapter,
     stopping.chapter,
     delegation.chapter,
+    person.chapter,
     evidence.chapter,
 )
 

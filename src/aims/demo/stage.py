@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from aims.demo.browser import Browser, Page
 from aims.demo.policy import write_policy
 from aims.demo.processes import DemoError, Process, aims, output_of
 from aims.demo.transmitter import Transmitter
@@ -36,6 +37,11 @@ class Stage:
     transmitter: Transmitter | None = None
     kept: dict[str, str] | None = None
     handed: dict[str, str] = field(default_factory=dict)
+    browser: Browser = field(default_factory=lambda: Browser(Path()))
+    provider: Transmitter | None = None
+    person: str = ""
+    consent: tuple[Page, str] = field(default_factory=lambda: (Page(0, ""), ""))
+    link: str = ""
 
     @classmethod
     def set_up(cls) -> tuple[Stage, tempfile.TemporaryDirectory[str]]:

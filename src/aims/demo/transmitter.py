@@ -27,6 +27,7 @@ class Transmitter:
 
     public_url: str
     public_ca: Path
+    issuer: str = ISSUER
     key: LocalKey = field(default_factory=lambda: generate(Purpose.SET))
 
     @property
@@ -39,7 +40,7 @@ class Transmitter:
         """Send one event; return the status, the receiver's error code or "", and when it was sent (monotonic)."""
         now = int(time.time())
         claims = {
-            "iss": ISSUER,
+            "iss": self.issuer,
             "jti": SystemIds(SystemClock()).new(),
             "iat": now,
             "aud": f"{self.public_url}/signals",

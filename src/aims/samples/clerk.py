@@ -19,10 +19,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import httpx2
+
 import aims
 from aims.jose.door import decode
 from aims.samples.lines import obey, say
 from aims.sdk.authorization_code import PersonAsked
+from aims.sdk.httpx2 import KnowingTransport
 from aims.sdk.mcp import connect
 from aims.sdk.tokens import Token
 
@@ -82,11 +85,13 @@ class Clerk:
     async def post(self, url: str, body: dict[str, Any], using: str = "txn", carry: str = "txn") -> dict[str, Any]:
         text = self._transactions[using]
         options: dict[str, Any] = {"txn_token": text} if carry == "txn" else {}
-        async with self._me.client(**options) as http:
-            if carry == "bearer":
-                # What a thief of the token would do: no proof, the token in the place of a credential.
-                answer = await http.post(url, json=body, headers={"authorization": f"Bearer {text}"}, auth=None)
-            else:
+        if carry == "bearer":
+            # What a thief of the token would do: no proof, the token in the place of a credential.
+            transport = KnowingTransport(lambda where: self._me.ssl_context(url=where))
+            async with httpx2.AsyncClient(transport=transport, trust_env=False) as http:
+                answer = await http.post(url, json=body, headers={"authorization": f"Bearer {text}"})
+        else:
+            async with self._me.client(**options) as http:
                 answer = await http.post(url, json=body)
         told = answer.json() if answer.content.startswith(b"{") else {}
         return {"status": answer.status_code, "code": told.get("error"), **told}

@@ -1,8 +1,8 @@
 """An inner service: it pays only what the transaction says, for whom it says, once.
 
-Start it as a registered service: ``aims run --as ledger -- python -m aims.samples.ledger``. ``POST /payments`` takes
-``{"amount": 5, "account": "..."}`` from a caller that proves itself and brings a Txn-Token; one line is printed for each
-payment.
+Start it as a registered service: ``aims run --as ledger -- python -m aims.samples.ledger --caller ID``. It takes
+``POST /payments`` with ``{"amount": 5, "account": "..."}`` from a caller that proves itself and brings a Txn-Token, and
+prints one line for each payment.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Ledger:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         status, answer = 200, b"{}"
         try:
-            payment = msgspec.json.decode(await _body(receive), type=Payment)
+            payment = msgspec.json.decode(await _body(scope["method"], receive), type=Payment)
             facts = msgspec.to_builtins(payment)
             transaction = await self._transactions.authorize(current(), self._pay, facts)
             token = transaction.token
@@ -59,19 +59,22 @@ class Ledger:
         await send({"type": "http.response.body", "body": answer})
 
 
-async def _body(receive: Any) -> bytes:
-    octets = b""
+async def _body(method: str, receive: Any) -> bytes:
+    if method != "POST":
+        raise msgspec.DecodeError("payments are posted")
+    octets = bytearray()
     while True:
         message = await receive()
         octets += message.get("body", b"")
         if len(octets) > MAX_BODY:
             raise msgspec.DecodeError("too long")
         if not message.get("more_body"):
-            return octets
+            return bytes(octets)
 
 
 def _refusal(error: AimsError) -> bytes:
-    return msgspec.json.encode({"error": error.code, "message": error.sentence, "hint": error.hint})
+    octets: bytes = msgspec.json.encode({"error": error.code, "message": error.sentence, "hint": error.hint})
+    return octets
 
 
 async def main(port: int, callers: list[str]) -> None:
