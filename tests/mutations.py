@@ -61,8 +61,17 @@ def _without_row(tables: dict[str, list[dict[str, Any]]], table: str, name: str)
 
 
 def write_tables(tables: dict[str, list[dict[str, Any]]]) -> str:
-    """Write tables as TOML: each row an inline table."""
-    return "".join(f"{table} = {_value(rows)}\n" for table, rows in tables.items())
+    """Write tables as TOML, one block for each row, as people write them."""
+    blocks = [
+        "\n".join([f"[[{table}]]", *(f"{_key(column)} = {_value(value)}" for column, value in row.items()), ""])
+        for table, rows in tables.items()
+        for row in rows
+    ]
+    return "\n".join(blocks)
+
+
+def _key(column: str) -> str:
+    return column if column.replace("_", "").isalnum() and column.isascii() else json.dumps(column)
 
 
 def _value(value: object) -> str:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from tests.mutations import mutations
 
+import pytest
+
 import aims
 from aims.demo.policy import write_policy
 from aims.demo.stage import PORTS
@@ -65,6 +67,7 @@ async def test_a_policy_that_allows_the_scope_above_the_ceiling_is_noticed(tmp_p
     assert status == 1
 
 
+@pytest.mark.timeout(1200)
 async def test_removing_any_rule_or_row_of_the_policy_makes_a_named_step_fail(tmp_path: Path) -> None:
     ports = {name: FIRST_PORT + at for at, name in enumerate(PORTS)}
     write_policy(tmp_path / "policy", ports)
