@@ -67,7 +67,8 @@ def write_tables(tables: dict[str, list[dict[str, Any]]]) -> str:
         for table, rows in tables.items()
         for row in rows
     ]
-    return "\n".join(blocks)
+    empty = [f"{_key(table)} = []\n" for table, rows in tables.items() if not rows]
+    return "\n".join([*empty, *blocks])
 
 
 def _key(column: str) -> str:
