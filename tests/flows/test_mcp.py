@@ -153,6 +153,7 @@ async def test_no_octet_of_a_request_reaches_an_impostor_with_a_good_certificate
                 with pytest.raises(SdkError) as refused:
                     await http.post(url, json={"secret": "words"})
             assert refused.value.code == "sdk.peer_refused"
+            assert f"{OTHER} instead of {TOOL}" in refused.value.detail
             with pytest.raises(SdkError, match=r"sdk\.peer_refused"):
                 async with connect(me, url):
                     pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,10 @@ from tests.flows.sdk_world import AGENT, TOOL, knows, resource, world
 from tests.flows.workload_api_fake import until
 
 import aims
+from aims.sdk.endpoint import workload_endpoint
 from aims.sdk.errors import SdkError
 from aims.sdk.identity import Identity
+from aims.sdk.serving import PortInUseError, listening
 
 URL = "https://localhost:8450/mcp"
 
@@ -177,3 +180,49 @@ async def test_a_stream_that_breaks_by_our_own_fault_takes_the_identity_with_it(
             with pytest.raises(SdkError, match=r"sdk\.stopped"):
                 _ = me.spiffe_id
             assert "the identity is given up" in caplog.text
+
+
+async def test_an_error_says_what_to_do_and_names_what_is_known() -> None:
+    with pytest.raises(SdkError) as refused:
+        workload_endpoint(None, {})
+    assert str(refused.value).startswith("sdk.endpoint_missing: This process was not started by AIMS")
+    assert "\n fix: Start it: aims run --as NAME -- python agent.py" in str(refused.value)
+    async with world({URL: resource(URL)}) as node:
+        seat = await node.seat(AGENT)
+        async with seat.identity() as me, me.client() as http:
+            with pytest.raises(SdkError) as refused:
+                await http.get("https://localhost:9999/other")
+            assert refused.value.detail == f"https://localhost:9999/other; known: {URL}"
+            assert "fix: Add it: aims resource add" in str(refused.value)
+            assert refused.value.__cause__ is None
+            assert refused.value.__suppress_context__
+
+
+async def test_a_service_that_does_not_run_is_named() -> None:
+    with socket.socket() as taken:  # bound and not listening: nothing answers there
+        taken.bind(("127.0.0.1", 0))
+        url = f"https://127.0.0.1:{taken.getsockname()[1]}/mcp"
+        async with world({url: resource(url)}) as node:
+            seat = await node.seat(AGENT)
+            async with seat.identity() as me, me.client() as http:
+                with pytest.raises(SdkError) as refused:
+                    await http.get(url)
+    assert refused.value.code == "sdk.peer_unreachable"
+    assert url.removesuffix("/mcp") in refused.value.detail
+    assert refused.value.__suppress_context__
+
+
+def test_a_port_in_use_is_named() -> None:
+    with listening(0) as opened:
+        port = opened.getsockname()[1]
+        with pytest.raises(PortInUseError) as refused:
+            listening(port)
+    assert refused.value.code == "sdk.port_in_use"
+    assert f"127.0.0.1:{port}" in str(refused.value)
+    assert isinstance(refused.value, OSError)
+
+
+async def test_entering_without_an_event_loop_says_how_it_is_done() -> None:
+    me = Identity("unix:///nowhere/w.sock")
+    with pytest.raises(SdkError, match=r"(?s)async with.*BlockingIdentity"), me:
+        pass

@@ -74,14 +74,14 @@ class HttpRequest(msgspec.Struct, frozen=True, gc=False):
         """Return the value of a field that must be there exactly once; ``AuthenticationError(reason)`` otherwise."""
         values = self.all(name)
         if len(values) != 1:
-            raise AuthenticationError(reason, f"{len(values)} times")
+            raise AuthenticationError(reason, f"{len(values)} times" if values else "")
         return values[0]
 
     def at_most_one(self, name: str, reason: str) -> str | None:
         """Return the value of a field that may be there once, None without it; ``AuthenticationError(reason)``."""
         values = self.all(name)
         if len(values) > 1:
-            raise AuthenticationError(reason, f"{len(values)} times")
+            raise AuthenticationError(reason, f"{len(values)} times" if values else "")
         return values[0] if values else None
 
 

@@ -33,7 +33,10 @@ class NodeError(AimsError):
             "A process that the node started may not start others or administer.",
             "Ask from a shell that was not started by `aims run`.",
         ),
-        not_registered=("No approved agent has this name.", "Register it: aims agent register NAME -- CMD"),
+        not_registered=(
+            "No approved agent has this name.",
+            "Register it: aims agent register NAME --owner TEAM -- CMD",
+        ),
         # the request
         request_malformed=("The launch request cannot be read.", "Use the `aims run` of the node's own version."),
         request_too_large=(

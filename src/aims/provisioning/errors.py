@@ -25,7 +25,10 @@ class ProvisioningError(AimsError):
             "Choose another: an identifier is never given a second time.",
         ),
         name_reserved=("The name or identifier is kept for the trust domain itself.", "Choose another."),
-        owner_unknown=("Nobody of that name is registered as an owner.", "Register the owner first."),
+        owner_unknown=(
+            "Nobody of that name is registered as an owner.",
+            "Register the owner first: aims owner register NAME",
+        ),
         owner_malformed=(
             "The owner's kind or contact cannot be.",
             "Kind is person or team; a contact has 1 to 256 characters.",

@@ -19,7 +19,10 @@ class SdkError(AimsError):
             "The answer that a browser brought back does not belong to what was asked.",
             "Ask the person again, and use the answer only in the process that asked.",
         ),
-        endpoint_missing=("The address of the Workload API is not known.", f"Set SPIFFE_ENDPOINT_SOCKET. {_EXAMPLE}"),
+        endpoint_missing=(
+            "This process was not started by AIMS: the address of the Workload API is not known.",
+            "Start it: aims run --as NAME -- python agent.py (or set SPIFFE_ENDPOINT_SOCKET to the node's socket).",
+        ),
         endpoint_malformed=("The address of the Workload API is not unix: with an absolute path.", _EXAMPLE),
         endpoint_tcp=(
             "The Workload API is not used over TCP: nothing tells the node who is at the other end.",
@@ -40,17 +43,25 @@ class SdkError(AimsError):
             "Start the program with `aims run`; `aims entry list` shows what is approved.",
         ),
         stopped=("This agent's identity was taken away.", "Ask its owner; `aims explain` says what happened."),
-        not_started=("The identity is not in use.", "Use it inside of: async with aims.Identity() as me"),
+        not_started=(
+            "The identity is not in use.",
+            "Use it inside of `async with aims.Identity()`; without an event loop: aims.sdk.blocking.BlockingIdentity.",
+        ),
         expired=("The credential has expired and the node gave no new one.", "See whether the node runs."),
         no_wit=("The node issues no Workload Identity Tokens.", "Use mutual TLS, or another node."),
         peer_unknown=(
             "It is not known which SPIFFE ID stands behind this URL.",
-            "Name it (peer=...), or add the URL to the policy's table of resources.",
+            "Add it: aims resource add NAME --url URL --service SERVICE; or name it (peer=...).",
         ),
         peer_refused=(
             "The server is not the one that is expected there; nothing of the request was sent.",
             "Check the address, the resource map, and who listens on that port.",
         ),
+        peer_unreachable=(
+            "Nothing answers at the URL.",
+            "Start the service (aims run --as SERVICE -- CMD), and compare its port with `aims resource list`.",
+        ),
+        port_in_use=("The port cannot be listened on.", "End who listens there (ss -ltnp), or take another port."),
         peer_stopped=("The server that is expected there was stopped.", "Ask its owner."),
         call_refused=("The service refused the call.", "Its own code and hint say why; `aims explain` says more."),
         profile_unknown=("This call profile is not spoken here.", "Use wimse or wimse-method-bound."),
@@ -68,6 +79,15 @@ class SdkError(AimsError):
         request_invalid=("The request cannot be proved: its method or URL has no normal form.", "Use a plain URL."),
         response_too_large=("The answer of the Workload API is larger than 4 MiB and was not read.", ""),
     )
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return f"{text}\n fix: {self.hint}" if self.hint else text
+
+    @property
+    def brief(self) -> str:
+        """The error in one line, without what to do: for the detail of another one."""
+        return super().__str__()
 
 
 class CallRefusedError(SdkError):

@@ -65,11 +65,11 @@ def translated() -> Iterator[None]:
     try:
         yield
     except GRPCError as error:
-        raise SdkError(_REASONS.get(error.status, "unavailable"), error.message or error.status.name) from error
-    except TimeoutError as error:
-        raise SdkError("deadline") from error
+        raise SdkError(_REASONS.get(error.status, "unavailable"), error.message or error.status.name) from None
+    except TimeoutError:
+        raise SdkError("deadline") from None
     except (OSError, StreamTerminatedError, ProtocolError) as error:
-        raise SdkError("unavailable", str(error)) from error
+        raise SdkError("unavailable", str(error)) from None
     except FrameRefusedError as error:
         reason = "response_too_large" if error.fault is FrameFault.TOO_LARGE else "response_invalid"
         raise SdkError(reason, error.fault.value) from error

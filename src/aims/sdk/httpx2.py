@@ -60,7 +60,7 @@ class KnowingTransport(httpx2.AsyncBaseTransport):
         if transport is None:
             transport = httpx2.AsyncHTTPTransport(verify=context, trust_env=False)
             self._transports[context] = transport
-        with _peers_named():
+        with _peers_named(request.url):
             return await transport.handle_async_request(request)
 
     async def aclose(self) -> None:
@@ -81,7 +81,7 @@ class BlockingTransport(httpx2.BaseTransport):
         if transport is None:
             transport = httpx2.HTTPTransport(verify=context, trust_env=False)
             self._transports[context] = transport
-        with _peers_named():
+        with _peers_named(request.url):
             return transport.handle_request(request)
 
     def close(self) -> None:
@@ -90,14 +90,17 @@ class BlockingTransport(httpx2.BaseTransport):
 
 
 @contextmanager
-def _peers_named() -> Iterator[None]:
+def _peers_named(url: httpx2.URL) -> Iterator[None]:
     try:
         yield
-    except httpx2.ConnectError as error:
+    except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+        origin = f"{url.scheme}://{url.netloc.decode('ascii')}"
         refused = _refused(error)
         if refused is None:
-            raise
-        raise SdkError("peer_refused", str(refused)) from refused
+            raise SdkError("peer_unreachable", f"{origin}: {error}"[:300]) from None
+        detail = refused.refusal.detail
+        said = f"{refused.refusal.code}: {refused.refusal.sentence}" + (f" {detail}" if detail else "")
+        raise SdkError("peer_refused", f"{origin}: {said}") from None
 
 
 def refusal(response: httpx2.Response) -> CallRefusedError | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeAlias
 from weakref import WeakSet
 
 import msgspec
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from aims.sdk.tokens import AuthorizationServer, Token
 
 DEFAULT_SECONDS: Final = 10.0
+MAX_NAMED: Final = 5
+"""So many resources an error names."""
 
 Peer: TypeAlias = SpiffeId | str | Collection[SpiffeId]
 """One SPIFFE ID, or several of which any is expected."""
@@ -97,6 +99,12 @@ class Identity:
         for server in (*self._retired, *([] if self._authorization is None else [self._authorization])):
             await server.close()
         await self._live.stop()
+
+    def __enter__(self) -> NoReturn:
+        raise SdkError("not_started", "this identity is entered with `async with`")
+
+    def __exit__(self, *_: object) -> None:
+        """Never reached; without it ``with`` would complain before `__enter__` says what to do."""
 
     def __repr__(self) -> str:
         tls = self._live.tls
@@ -163,7 +171,7 @@ class Identity:
                     tls.identity, expected_roots(tls.bundles, expected), self._check(expected)
                 )
             except CredentialError as error:
-                raise SdkError("peer_unknown", str(error)) from error
+                raise SdkError("peer_unknown", str(error)) from None
             self._clients[expected] = context
         return context
 
@@ -180,7 +188,7 @@ class Identity:
 
         ``options`` are those of `httpx2.AsyncClient`. Close it, best with ``async with``.
 
-        Raises: as `auth`; a request then raises SdkError ``peer_unknown`` too.
+        Raises: as `auth`; a request then raises SdkError ``peer_unknown``, ``peer_unreachable``, ``peer_refused`` too.
         """
         from aims.sdk.httpx2 import client
 
@@ -346,8 +354,10 @@ class Identity:
             self._map = settings, ResourceMap({row.url: PeerRule.of(row.peer) for row in settings.resources})
         try:
             return self._map[1].rule(url).expected
-        except AuthenticationError as error:
-            raise SdkError("peer_unknown") from error
+        except AuthenticationError:
+            known = ", ".join(row.url for row in settings.resources[:MAX_NAMED]) or "none"
+            more = " and others" if len(settings.resources) > MAX_NAMED else ""
+            raise SdkError("peer_unknown", f"{url}; known: {known}{more}") from None
 
     # Serving
 
@@ -410,7 +420,7 @@ def _identifiers(peer: Peer) -> frozenset[SpiffeId]:
         if isinstance(peer, str):
             return frozenset({SpiffeId.parse_workload(peer)})
     except IdentifierError as error:
-        raise SdkError("peer_unknown", error.code) from error
+        raise SdkError("peer_unknown", error.code) from None
     found = frozenset({peer}) if isinstance(peer, SpiffeId) else frozenset(peer)
     if not found:
         raise SdkError("peer_unknown", "nobody is expected")

@@ -91,13 +91,13 @@ class Live:
             async with asyncio.timeout(seconds):
                 while not self._complete():
                     if self._refusal is not None:
-                        raise SdkError("not_entitled", str(self._refusal))
+                        raise SdkError("not_entitled", self._refusal.brief)
                     if self._fatal is not None:
                         raise self._fatal
                     await self._told.wait()
                     self._told.clear()
         except TimeoutError:
-            raise SdkError("no_node", self._lacking()) from self._last
+            raise SdkError("no_node", self._lacking()) from None
 
     async def stop(self) -> None:
         """End the streams."""
@@ -136,7 +136,7 @@ class Live:
         return self.settings
 
     def _missing(self) -> SdkError:
-        return SdkError("not_started") if self._refusal is None else SdkError("stopped", str(self._refusal))
+        return SdkError("not_started") if self._refusal is None else SdkError("stopped", self._refusal.brief)
 
     def _complete(self) -> bool:
         wits = self._no_wit or (self.proof is not None and self._anchored)
@@ -150,7 +150,7 @@ class Live:
             "settings": self.settings,
         }
         lacking = ", ".join(name for name, part in parts.items() if part is None)
-        return f"without {lacking}: {self._last or 'no answer'}"
+        return f"without {lacking}: {self._last.brief if self._last else 'no answer'}"
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -30,6 +30,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
 
+from aims.errors import AimsError
 from aims.sdk.asgi import Middleware, Service
 from aims.sdk.caller import SCOPE_KEY, Caller, current
 from aims.sdk.errors import CallRefusedError
@@ -75,8 +76,8 @@ async def connect(
     A resource that takes access tokens needs ``token``, from `aims.Identity.token` or ``exchange``.
 
     Raises:
-        SdkError: as `aims.Identity.client`; ``peer_refused`` for an impostor; `CallRefusedError` when the server's
-            middleware refuses, now or in the middle.
+        SdkError: as `aims.Identity.client`; ``peer_unreachable``; ``peer_refused`` for an impostor;
+            `CallRefusedError` when the server's middleware refuses, now or in the middle.
     """
     seen: list[CallRefusedError] = []
 
@@ -95,7 +96,9 @@ async def connect(
         ):
             yield client
     except (BaseExceptionGroup, MCPError) as error:
-        raise _plain(error, seen) from error
+        found = _plain(error, seen)
+        # What says by itself what to do gets no chain of tracebacks of the libraries in between.
+        raise found from (None if isinstance(found, AimsError) else error)
 
 
 def _plain(error: BaseException, seen: list[CallRefusedError]) -> BaseException:

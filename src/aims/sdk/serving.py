@@ -8,6 +8,7 @@ The certificate rotates without a restart. Clients are not asked for one: they p
 
 from __future__ import annotations
 
+import errno
 import socket
 import ssl
 from collections.abc import Callable
@@ -15,10 +16,19 @@ from typing import Final, Protocol
 
 import uvicorn
 
+from aims.sdk.errors import SdkError
 from aims.sdk.open_calls import App
 
 KEEP_ALIVE_SECONDS: Final = 30
 END_SECONDS: Final = 5
+
+
+class PortInUseError(SdkError, OSError):
+    """Somebody listens on the port already: ``sdk.port_in_use``."""
+
+    def __init__(self, host: str, port: int) -> None:
+        SdkError.__init__(self, "port_in_use", f"{host}:{port}")
+        self.errno = errno.EADDRINUSE
 
 
 class Shown(Protocol):
@@ -32,7 +42,7 @@ class Shown(Protocol):
 def listening(port: int, host: str = "127.0.0.1", *, shared: bool = False) -> socket.socket:
     """Return a listening socket; with ``shared`` several processes of this user may listen on the same port.
 
-    Raises: OSError.
+    Raises: PortInUseError, other OSError.
     """
     # The protocol is named because asyncio switches Nagle's algorithm off only then.
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -41,8 +51,13 @@ def listening(port: int, host: str = "127.0.0.1", *, shared: bool = False) -> so
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        opened.bind((host, port))
-        opened.listen(512)
+        try:
+            opened.bind((host, port))
+            opened.listen(512)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise PortInUseError(host, port) from None
         opened.setblocking(False)
     except BaseException:
         opened.close()
@@ -63,7 +78,7 @@ async def serve(
 
     ``shared`` is that of `listening`: each process must have been launched by itself, for a child has no identity.
 
-    Raises: OSError for a port in use, SdkError as `aims.Identity.server_context`.
+    Raises: PortInUseError, other OSError, SdkError as `aims.Identity.server_context`.
     """
     context = identity.server_context()
     with listening(port, host, shared=shared) as opened:

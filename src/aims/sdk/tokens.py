@@ -210,7 +210,7 @@ async def _octets(
                 if len(octets) > MAX_ANSWER:
                     raise SdkError("issuer_invalid", "too long")
     except (httpx2.HTTPError, TimeoutError, OSError) as error:
-        raise SdkError("issuer_unreachable", f"{type(error).__name__}: {error}"[:300]) from error
+        raise SdkError("issuer_unreachable", f"{type(error).__name__}: {error}"[:300]) from None
     if response.status_code != 200:
         raise _refused(response.status_code, bytes(octets))
     return bytes(octets)

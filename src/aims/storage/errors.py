@@ -20,7 +20,10 @@ class StorageError(AimsError):
         full=("The disk of the database is full.", "Free space; the store goes on by itself."),
         internal=("The store could not execute this request.", "The log of the server has the cause."),
         io=("The disk of the database does not work.", "Check the disk and the log of the system."),
-        locked=("Another supervisor runs on this database.", "Stop it first, or give this one a folder of its own."),
+        locked=(
+            "Another supervisor runs on this database.",
+            "`aims up` already runs here: stop it first, or give this one a folder of its own.",
+        ),
         not_a_database=("The file is not a database.", "Check the path."),
         not_migrated=("The database has not the tables of this version.", "Run: aims server migrate"),
         read_only=("The database cannot be written.", "Check the permissions of the file, its folder and its disk."),
