@@ -213,6 +213,9 @@ def test_a_node_that_stops_ends_its_agents_and_tells_their_clients(node: Node) -
         node.close()
         assert obeys.wait(PATIENCE) == -signal.SIGTERM
         assert ignores.wait(PATIENCE) == -signal.SIGKILL
+        for client in (obeys, ignores):
+            assert client.stderr is not None
+            assert client.stderr.read().count(b"the node ended, so this agent was ended") == 1
     assert not node.launch_socket.exists()
 
 

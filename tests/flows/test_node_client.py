@@ -246,10 +246,13 @@ async def test_launches_are_approved_only_by_what_the_server_confirmed_lately(wo
     for bad in (
         entry | {"selectors": ["launch:profile:" + "0" * 64]},
         entry | {"profile": None},
-        entry | {"state": "suspended"},
     ):
         _apply(state, document | {"entries": [bad]})
         assert state.approved("researcher") is None
+    _apply(state, document | {"entries": [entry | {"state": "suspended"}]})
+    with pytest.raises(NodeError) as refusal:
+        state.approved("researcher")
+    assert (refusal.value.code, refusal.value.hint) == ("node.stopped", "Its owner can: aims agent resume researcher")
     _apply(state, document | {"entries": [entry | {"profile": None, "selectors": ["launch:unmeasured"]}]})
     approved = state.approved("researcher")
     assert approved is not None
@@ -259,6 +262,15 @@ async def test_launches_are_approved_only_by_what_the_server_confirmed_lately(wo
     with pytest.raises(NodeError) as refusal:
         state.approved("researcher")
     assert refusal.value.code == "node.stopped"
+    assert "is suspended" in refusal.value.sentence
+    # a retired one has no entries left, and is not one that was never registered
+    _apply(state, document | {"stops": [stop], "entries": []})
+    with pytest.raises(NodeError) as refusal:
+        state.approved("researcher")
+    assert refusal.value.code == "node.stopped"
+    assert "is retired" in refusal.value.sentence
+    assert state.approved("nobody") is None
+    _apply(state, document)
     state.refused()
     assert state.approved("researcher") is None
 

@@ -106,6 +106,9 @@ class _Session:
             self._start(connection, name, argv)
             outcome = self._follow(connection)
             if outcome is not None:
+                if isinstance(outcome, Ended) and not path.exists():
+                    # a node takes its socket away before it ends what it started
+                    _say("the node ended, so this agent was ended. Start it again: aims up")
                 return outcome
             self._end_alone()
         raise NodeError("node_gone")

@@ -148,3 +148,22 @@ class NodeError(AimsError):
             "Somebody may stand between node and server; if not, make a new join token.",
         ),
     )
+
+
+def suspended(name: str) -> NodeError:
+    """Return ``stopped`` for an agent that its owner can resume."""
+    return _stopped(f"The agent {name} is suspended.", f"Its owner can: aims agent resume {name}")
+
+
+def ended(name: str) -> NodeError:
+    """Return ``stopped`` for an agent of which only its stop is known here."""
+    return _stopped(
+        f"The agent {name} is retired, or suspended and not bound to this node.",
+        "`aims agent list` says which; who is retired never comes back: register another name.",
+    )
+
+
+def _stopped(sentence: str, hint: str) -> NodeError:
+    error = NodeError("stopped")
+    error.sentence, error.hint = sentence, hint
+    return error

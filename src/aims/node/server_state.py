@@ -14,7 +14,7 @@ from aims.credentials.bundle import Bundle, BundleSet
 from aims.credentials.errors import CredentialError
 from aims.identifiers import SpiffeId, TrustDomain
 from aims.node.approvals import Approved
-from aims.node.errors import NodeError
+from aims.node.errors import NodeError, ended, suspended
 from aims.node.messages import (
     MAX_ENTRIES,
     MAX_STOPS,
@@ -121,16 +121,24 @@ class ServerState:
     def approved(self, name: str) -> Approved | None:
         """Return what may be started as ``name`` now.
 
-        Raises: NodeError ``state_unknown`` unless the server was heard lately, ``stopped``.
+        Raises: NodeError ``state_unknown`` unless the server was heard lately, ``stopped`` for who is suspended or
+            retired.
         """
         if not self.fresh:
             raise NodeError("state_unknown")
-        for entry in self.entries:
-            approved = entry.approved() if entry.agent == name else None
+        named = [entry for entry in self.entries if entry.agent == name]
+        for entry in named:
+            approved = entry.approved()
             if approved is not None:
                 if self.blocked([("agent", str(approved.spiffe_id))]):
-                    raise NodeError("stopped", name)
+                    raise suspended(name)
                 return approved
+        if any(not entry.active for entry in named):
+            raise suspended(name)
+        # What is retired has no entries left, nor has what is suspended elsewhere: only its stop is remembered.
+        ids = (f"{self.trust_domain.uri}/{kind}/{name}" for kind in ("agents", "services"))
+        if not named and self.blocked([("agent", one) for one in ids]):
+            raise ended(name)
         return None
 
     def apply(self, message: Message, *, first: bool = False) -> None:
