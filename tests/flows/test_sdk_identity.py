@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +20,7 @@ import aims
 from aims.sdk.endpoint import workload_endpoint
 from aims.sdk.errors import SdkError
 from aims.sdk.identity import Identity
-from aims.sdk.serving import PortInUseError, listening
+from aims.sdk.serving import PortInUseError, listening, serve
 
 URL = "https://localhost:8450/mcp"
 
@@ -226,3 +229,23 @@ async def test_entering_without_an_event_loop_says_how_it_is_done() -> None:
     me = Identity("unix:///nowhere/w.sock")
     with pytest.raises(SdkError, match=r"(?s)async with.*BlockingIdentity"), me:
         pass
+
+
+async def test_ctrl_c_ends_a_service_quietly() -> None:
+    class Shown:
+        def server_context(self) -> ssl.SSLContext:
+            return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+    async def app(scope: object, receive: object, send: object) -> None:
+        raise AssertionError
+
+    ports: list[int] = []
+
+    def ready(port: int) -> None:
+        ports.append(port)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    async with asyncio.timeout(20):
+        await serve(app, Shown(), port=0, ready=ready)
+    await asyncio.sleep(0)  # a cancellation of this task would be here
+    assert len(ports) == 1

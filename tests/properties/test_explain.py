@@ -19,7 +19,9 @@ def test_every_code_has_a_sentence_and_belongs_to_one_layer() -> None:
         assert reason.sentence.endswith("."), code
 
 
-@pytest.mark.parametrize("what", ["jose.crit", "crit"])
+@pytest.mark.parametrize(
+    "what", ["jose.crit", "crit", "JOSE.CRIT", "aims: jose.crit: A critical header, see example.org."]
+)
 def test_a_code_is_explained_with_or_without_its_layer(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     explain(what)
     assert "jose.crit" in capsys.readouterr().out

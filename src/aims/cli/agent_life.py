@@ -29,6 +29,12 @@ _DONE: Final = {
     "quarantine": "is quarantined; other instances work on",
     "release": "is released; what was issued before stays dead",
 }
+_ALREADY: Final = {
+    "suspend": "is suspended already",
+    "resume": "is active already",
+    "retire": "is retired already",
+    "quarantine": "is quarantined already",
+}
 _OTHERWISE: Final = {
     "already": "was so already",
     "stale": "was not changed: something newer says otherwise",
@@ -204,9 +210,13 @@ def _remedy(run_dir: Path | None, reason: str, path: str, body: dict[str, str], 
                 raise
             continue
         done = answer["applied"] == "done"
-        said = _DONE[answer["remedy"]] if done else _OTHERWISE[answer["applied"]]
+        said = _DONE[answer["remedy"]] if done else _otherwise(answer["remedy"], answer["applied"])
         show(answer, output, f"{answer['id']} {said}")
         return
+
+
+def _otherwise(remedy: str, applied: str) -> str:
+    return _ALREADY.get(remedy, _OTHERWISE[applied]) if applied == "already" else _OTHERWISE[applied]
 
 
 def _call(run_dir: Path | None, reason: str, method: str, path: str, body: object | None = None) -> Any:

@@ -54,7 +54,7 @@ def tail(
     folder = LogFolder(path)
     note = folder.read(CHECKPOINT, MAX_OCTETS)
     if note is None:
-        raise CliError("file", f"{path} has no checkpoint")
+        raise CliError("file", f"{path}: no log yet: start `aims up`")
     size = Checkpoint.verified(note, VerifierKey.parse(key)).size
     for entry in TileReader(folder, size).entries(max(0, size - count)):
         say(entry.decode() if output == "json" else _line(msgspec.json.decode(entry)))
@@ -76,5 +76,7 @@ def _located(log: Path | None, vkey: str, state_dir: Path | None) -> tuple[Path,
     path = (log.parent if log else server) / VKEY_FILE
     try:
         return log or server / "log", path.read_text("ascii").strip()
+    except FileNotFoundError:
+        raise CliError("file", f"{path}: no log yet: start `aims up`; or give --vkey") from None
     except (OSError, UnicodeDecodeError) as error:
         raise CliError("file", f"{path}: {error}; or give --vkey") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,13 +22,20 @@ RunDir = Annotated[
 
 
 def explain(what: str, *, run_dir: RunDir = None, output: Output = "text") -> None:
-    """Explain a refusal's code (`authentication.wpt_aud` or `wpt_aud`), a token, or a SPIFFE ID."""
+    """Explain a refusal's code (`authentication.wpt_aud`, `wpt_aud` or the line with it), a token, or a SPIFFE ID."""
     if what.startswith("spiffe://"):
         _identifier(what, run_dir, output)
     elif what.count(".") == 2 and len(what) > 80:
         _token(what, output)
     else:
-        _code(what, output)
+        _code(_code_in(what), output)
+
+
+def _code_in(text: str) -> str:
+    """Take the first code out of a pasted line; anything else stays as it is, in lower case."""
+    known = reasons()
+    words = re.findall(r"[a-z0-9_]+\.[a-z0-9_]+", text.lower())
+    return next((word for word in words if word in known), text.strip().lower())
 
 
 def reasons() -> dict[str, Reason]:

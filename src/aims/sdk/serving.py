@@ -9,9 +9,11 @@ The certificate rotates without a restart. Clients are not asked for one: they p
 from __future__ import annotations
 
 import errno
+import signal
 import socket
 import ssl
 from collections.abc import Callable
+from types import FrameType
 from typing import Final, Protocol
 
 import uvicorn
@@ -103,6 +105,14 @@ async def serve(
 
 class _Server(uvicorn.Server):
     ready: Callable[[], None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if sig != signal.SIGINT:
+            super().handle_exit(sig, frame)
+            return
+        # uvicorn would raise the signal again once it has ended, and Ctrl-C would end in pages of tracebacks
+        self.force_exit = self.should_exit
+        self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
