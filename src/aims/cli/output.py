@@ -27,6 +27,11 @@ def show(value: object, output: Output, text: str) -> None:
     say(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() if output == "json" else text)
 
 
+def warn(text: str) -> None:
+    """Print a warning on standard error."""
+    sys.stderr.write(f"aims: warning: {text}\n")
+
+
 def complain(error: AimsError) -> int:
     """Print an error of ours on standard error and return the exit status."""
     lines = [f"aims: {error.code}: {error.sentence}"]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from aims.cli.agent_life import register_on as register_life
-from aims.cli.output import Output, show
+from aims.cli.output import Output, show, warn
 from aims.server.admin_client import AdminClient, socket_path
 
 RunDir = Annotated[
@@ -226,7 +226,12 @@ def _profile(
         raise CliError("argument", "name the command after `--`, or say --unmeasured")
     if unmeasured:
         return None
-    from aims.cli.run_client import measure_for_registration
+    from aims.cli.run_client import MAX_NAMED, beside, measure_for_registration
 
     profile = measure_for_registration(command, Path.cwd(), roots or (), more_arguments=more_arguments)
+    if names := beside(profile, Path.cwd()):
+        warn(
+            f"not measured, though the program can import it: {', '.join(names[:MAX_NAMED])}; "
+            "a change there goes unnoticed. If it is the program's code, name its folder: --root ."
+        )
     return profile.canonical().decode("utf-8")

@@ -43,6 +43,9 @@ from aims.node.terminal import Terminal
 GRACE = 10.0
 """Seconds between SIGTERM and SIGKILL for a program whose node has died."""
 
+MAX_NAMED = 6
+"""So many variables are named that the program does not see."""
+
 STANDARD = (0, 1, 2)
 
 
@@ -88,6 +91,26 @@ def measure_for_registration(
             homes=homes_of(os.getuid(), kept.get("HOME")),
         )
     return LaunchProfile.of(measured.measurement, more_arguments=more_arguments)
+
+
+def beside(profile: LaunchProfile, cwd: Path) -> list[str]:
+    """Return the Python files and packages beside the script of ``profile`` that none of its code roots covers.
+
+    A script can import them, and nobody notices when they change.
+    """
+    script = next((cwd / word for word in profile.head[1:] if word.endswith(".py") and (cwd / word).is_file()), None)
+    if script is None:
+        return []
+    roots = [Path(root.path) for root in profile.roots]
+    found = [
+        *script.parent.resolve().glob("*.py"),
+        *(init.parent for init in script.parent.resolve().glob("*/__init__.py")),
+    ]
+    return sorted(path.name for path in found if path != script.resolve() and not _covered(path, roots))
+
+
+def _covered(path: Path, roots: Sequence[Path]) -> bool:
+    return any(path.is_relative_to(root) for root in roots)
 
 
 class _Session:
@@ -187,7 +210,9 @@ class _Session:
 
     def _started(self, message: Started) -> None:
         if message.dropped and not self._quiet:
-            _say(f"not passed on: {', '.join(message.dropped)}")
+            more = len(message.dropped) - MAX_NAMED
+            names = ", ".join(message.dropped[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+            _say(f"not passed on, since they can change what code runs: {names}")
         if self._terminal is not None:
             self._terminal.raw()
 
