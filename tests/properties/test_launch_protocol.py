@@ -72,6 +72,7 @@ def test_only_the_listed_signals_are_forwarded() -> None:
 
 
 def test_a_refusal_keeps_private_detail_and_names_what_differs() -> None:
+    assert refusal(NodeError("code_unreadable", "/agent/a.py: denied")).differs == ("/agent/a.py: denied",)
     hidden = refusal(NodeError("not_registered", "secret"))
     assert hidden.differs == ()
     assert b"secret" not in encode(hidden)

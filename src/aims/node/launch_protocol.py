@@ -157,10 +157,10 @@ def started(pid: int, instance: str, posture: str, dropped: Sequence[str]) -> St
 def refusal(error: AimsError) -> Refused:
     """Return the message for an error.
 
-    Its private detail stays here, except the names of what differs from the profile: whoever may launch the agent
-    may know them.
+    Its private detail stays here, except the names of what differs from the profile and of the file that cannot be
+    read: whoever may launch the agent may know them.
     """
-    differs = error.detail.split("\n") if error.reason == "launch_mismatch" else []
+    differs = error.detail.split("\n") if error.reason in {"launch_mismatch", "code_unreadable"} else []
     return Refused(
         code=error.code,
         sentence=error.sentence,
