@@ -10,9 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.mutations import mutations
-
 import pytest
+from tests.mutations import mutations
 
 import aims
 from aims.demo.policy import write_policy
