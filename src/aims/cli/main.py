@@ -30,9 +30,9 @@ app.command("aims.cli.agent_life:signals", name="signals", help="Security events
 app.command("aims.cli.svid:app", name="svid", help="What the Workload API gives to this process.")
 app.command("aims.cli.explain:explain", name="explain", help="Explain a refusal, a token or a SPIFFE ID.")
 app.command("aims.cli.doctor:doctor", name="doctor", help="Check the set-up and print the fix for each finding.")
-app.command("aims.cli.policy:app", name="policy", help="Ask the policy what it decides, and why.")
+app.command("aims.cli.policy:app", name="policy", help="Ask the policy what it decides and why; change it.")
 app.command("aims.cli.server:app", name="server", help="Prepare the database of a server.")
-app.command("aims.cli.audit:app", name="audit", help="Verify the tamper-evident log.")
+app.command("aims.cli.audit:app", name="audit", help="Verify the tamper-evident log, and read it.")
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from aims.cli.errors import CliError
 from aims.cli.output import REFUSED, Output, show
 from aims.server.admin_client import AdminClient, socket_path
 
-app = App(name="policy", help="Ask the policy what it decides, and why.")
+app = App(name="policy", help="Ask the policy what it decides and why; change it.")
 
 Kind = Literal["Agent", "Node", "Person", "Operator", "Resource"]
 

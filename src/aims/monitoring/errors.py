@@ -28,7 +28,7 @@ class MonitoringError(AimsError):
         issuer_malformed=("This is not an issuer's https URL.", "No query, no fragment, no user, no default port."),
         jwks_malformed=("The transmitter's keys cannot be used.", "Give a JWK Set with public keys that have a kid."),
         receiver_malformed=("The receiver's configuration cannot be used.", "An https URL, known events, a CA as PEM."),
-        transmitter_unknown=("No transmitter of that issuer is configured.", "See `aims signals transmitter list`."),
+        transmitter_unknown=("No transmitter of that issuer is configured.", "See `aims signals list-transmitters`."),
         # a SET, in the order in which it is examined
         set_media_type=("The body is not application/secevent+jwt.", _TRANSMITTER, "invalid_request"),
         set_too_large=("The event is larger than an event may be.", _TRANSMITTER, "invalid_request"),

@@ -31,7 +31,7 @@ from aims.node.tenant import Tenant
 from aims.node.workload_errors import WorkloadApiError
 
 MAX_AUDIENCES: Final = 8
-MAX_AUDIENCE_OCTETS: Final = 4096
+MAX_AUDIENCES_TOGETHER: Final = 4096
 """The server makes no token for more, nor for audiences that are longer together."""
 MAX_PROCESSES: Final = 4096
 
@@ -93,7 +93,7 @@ class IdentityCache:
         self, caller: Caller, audiences: tuple[str, ...], spiffe_id: SpiffeId | None
     ) -> tuple[JwtIdentity, ...]:
         plain = all(audience.isascii() and audience.isprintable() for audience in audiences)
-        if not plain or len(audiences) > MAX_AUDIENCES or sum(map(len, audiences)) > MAX_AUDIENCE_OCTETS:
+        if not plain or len(audiences) > MAX_AUDIENCES or sum(map(len, audiences)) > MAX_AUDIENCES_TOGETHER:
             raise WorkloadApiError("audience_invalid")
         return await self._tenant(caller).tokens(audiences, spiffe_id)
 

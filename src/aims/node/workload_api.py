@@ -31,7 +31,7 @@ from aims.proto import workload_service as service
 
 M = TypeVar("M", bound=Message)
 
-MAX_AUDIENCES = 16
+MAX_AUDIENCES = 8
 MAX_AUDIENCE_OCTETS = 2048
 MAX_HINT_OCTETS = 1024  # R-WA-14
 MAX_CLAIM_DEPTH = 8

@@ -36,9 +36,13 @@ STATUS: Final[Mapping[str, int]] = {
     "server.internal": 500,
     "server.busy": 503,
     "server.starting": 503,
-    "storage.busy": 503,
-    "storage.unavailable": 503,
+    "storage.conflict": 409,
+    "storage.consumed": 409,
+    "storage.replayed": 409,
+    "storage.stopped": 403,
 }
+# What else these layers raise says nothing about the request: it cannot be served at present.
+_UNAVAILABLE: Final = frozenset({"storage", "keys", "audit"})
 
 _log = logging.getLogger("aims.server")
 
@@ -60,7 +64,7 @@ def json_answer(value: object, status: int = 200) -> Answer:
 
 def error_answer(error: AimsError) -> Answer:
     """Say what was refused, in the words of the table of reasons; the private detail stays here."""
-    status = STATUS.get(error.code, 400)
+    status = STATUS.get(error.code, 503 if error.layer in _UNAVAILABLE else 400)
     headers = ((b"retry-after", b"1"),) if status == 503 else ()
     body = {"error": error.code, "message": error.sentence, "hint": error.hint}
     return Answer(status, msgspec.json.encode(body), headers=headers)
