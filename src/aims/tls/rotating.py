@@ -74,7 +74,7 @@ class RotatingContext(ssl.SSLContext):
             hook()
 
     def on_change(self, hook: Callable[[], None]) -> None:
-        """Call ``hook`` after each update; who holds open connections can close there those that `still_accepts` refuses."""
+        """Call ``hook`` after each update; connections that `still_accepts` refuses can be closed there."""
         self._hooks.append(hook)
 
     def still_accepts(self, connection: ssl.SSLObject | ssl.SSLSocket) -> bool:

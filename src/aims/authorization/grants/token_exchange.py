@@ -72,7 +72,8 @@ def award(asking: Asking, verifier: AccessTokenVerifier, confirmation: Confirmat
         raise AuthorizationError("scope_parent", scope.write(scopes - parent.scopes))
     require_ceiling(asking.tables, client.id, asking.standing.postures, target, scopes)
     # 9. authorization_details: within the parent
-    details = wanted_details(form, asking.tables, target, scopes)
+    # what was allowed exactly stays exact: who does not repeat it keeps it
+    details = wanted_details(form, asking.tables, target, scopes) or parent.details
     authorization_details.require_within(details, parent.details)
     question = Question(
         principal=agent_entity(client.id, client.workload.owner),
