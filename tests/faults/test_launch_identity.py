@@ -5,6 +5,7 @@ from __future__ import annotations
 import compileall
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -142,7 +143,7 @@ def test_nothing_that_the_environment_names_is_loaded(
     assert songs(pid) == []
     assert not {b"BASH_ENV", b"LD_PRELOAD", b"PYTHONPATH", b"PYTHONSTARTUP"} & set(names)
     assert b"BASH_ENV" in err
-    assert b"PYTHONSTARTUP" in err
+    assert re.search(rb"and \d+ more", err) is not None
 
 
 @pytest.mark.parametrize("options", [(), ("-E",), ("-I",)], ids=["plain", "-E", "-I"])

@@ -351,7 +351,7 @@ async def test_a_right_does_not_move_to_another_resource(world: TokenWorld, alph
     assert (await world.exchange(beta, handed_on, resource="urn:example:notes", scope="notes:read")).status == 200
 
 
-async def test_details_are_handed_on_unchanged_or_not_at_all(world: TokenWorld, alpha: Agent, beta: Agent) -> None:
+async def test_details_stay_with_what_is_handed_on(world: TokenWorld, alpha: Agent, beta: Agent) -> None:
     scope = "notes:read notes:write"
     held = await world.mtls_token(alpha, proof=True, resource=NOTES, scope=scope, authorization_details=SHARE)
     handed_on = await world.exchange(alpha, held.token, audience=beta.id, scope=scope, authorization_details=SHARE)
@@ -367,10 +367,13 @@ async def test_details_are_handed_on_unchanged_or_not_at_all(world: TokenWorld, 
     assert (await take(f"{SHARE[:-1]},{changed[1:]}")).refusal == refused
     reordered = '[{"copies": 2, "note": "n1", "type": "notes:share"}]'
     assert (await take(reordered)).json["authorization_details"] == [{"type": "notes:share", "note": "n1", "copies": 2}]
+    # not to repeat them is to keep them
+    kept = (await take(None)).json["authorization_details"]
+    assert kept == [{"type": "notes:share", "note": "n1", "copies": 2}]
     # a parent without details holds none
     bare = await world.delegate(alpha, beta, scope=scope)
     assert (await take(SHARE, bare)).refusal == refused
-    assert "authorization_details" not in (await take(None)).json
+    assert "authorization_details" not in (await take(None, bare)).json
 
 
 # --- who may hand on, and to whom

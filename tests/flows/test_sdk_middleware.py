@@ -204,6 +204,14 @@ async def test_what_lies_outside_of_the_resources_is_not_there(path: str) -> Non
         assert (await it.ask(it.proof(audience="urn:tool"), path="/mcp/sub")).status == 200
 
 
+@pytest.mark.parametrize("path", ["/mcp#/secret", "/mcp?a=1#/secret", "/mcp#"])
+async def test_a_number_sign_in_the_request_line_is_refused(path: str) -> None:
+    async with place() as it:
+        answer = await it.ask(it.proof(audience="urn:tool"), path=path)
+        assert answer.status in {400, 404}
+        assert it.app.scopes == []
+
+
 async def test_a_nested_resource_is_judged_by_its_own_profile_however_its_path_is_spelled() -> None:
     inner = f"{URL}/admin"
     resources = {URL: resource(URL), inner: resource(inner, id="in", profile="wimse-method-bound", audiences=["urn:i"])}

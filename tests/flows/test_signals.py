@@ -110,9 +110,9 @@ async def test_the_remedy_of_an_event_stands_in_the_policy(
 
 async def test_an_agent_may_be_named_as_interoperable_receivers_name_it(signals: Signals) -> None:
     named = {"format": "iss_sub", "iss": URL, "sub": AGENT}
-    assert await signals.tell(named, ACCOUNT_DISABLED) == ""
+    now = signals.world.clock.now() - 50
+    assert await signals.tell(named, ACCOUNT_DISABLED, {"event_timestamp": now}) == ""
     assert _state(signals) is State.SUSPENDED
-    now = signals.world.clock.now()
     for member in ("agent", "application", "workload"):
         whole = {"format": "complex", member: {"format": "uri", "uri": AGENT}}
         assert await signals.tell(whole, ACCOUNT_ENABLED, {"event_timestamp": now + 1}) == ""
@@ -164,7 +164,8 @@ async def test_a_replayed_older_event_does_not_undo_a_newer_one(signals: Signals
     assert _state(signals) is State.ACTIVE
     assert sorted(applied for _, _, applied in signals.stored()) == ["done", "stale", "stale", "stale"]
     await remedied(world, Name("agent", AGENT), Remedy.SUSPEND)
-    assert await signals.tell(AGENT, ACCOUNT_ENABLED, {"event_timestamp": now + 30}) == ""
+    await asyncio.sleep(1.1)  # within one second the stop wins, whoever made it
+    assert await signals.tell(AGENT, ACCOUNT_ENABLED) == ""
     assert _state(signals) is State.SUSPENDED
     assert "held" in {applied for _, _, applied in signals.stored()}
 
@@ -248,12 +249,12 @@ async def test_a_person_is_stopped_by_the_name_that_was_mapped(signals: Signals)
     ):
         assert await signals.tell(stranger, ACCOUNT_DISABLED) == ""
     assert world.registry.seq == seen  # nobody of ours, and the other side does not learn which
-    assert await signals.tell({"format": "complex", "user": ALICE}, ACCOUNT_DISABLED) == ""
+    earlier = {"event_timestamp": world.clock.now() - 5}
+    assert await signals.tell({"format": "complex", "user": ALICE}, ACCOUNT_DISABLED, earlier) == ""
     assert await issue_fenced(world, agent, alice, seen=world.registry.seq) == "stopped"
     assert await issue_fenced(world, agent, seen=seen) == "committed"
     assert _state(signals) is State.ACTIVE
-    later = world.clock.now() + 5
-    assert await signals.tell(ALICE, ACCOUNT_ENABLED, {"event_timestamp": later}) == ""
+    assert await signals.tell(ALICE, ACCOUNT_ENABLED) == ""
     assert await issue_fenced(world, agent, alice, seen=world.registry.seq) == "committed"
     assert await issue_fenced(world, agent, alice, seen=seen) == "stopped"
     text = repr(world.records())
@@ -295,6 +296,34 @@ async def test_our_own_event_coming_back_is_an_echo(signals: Signals) -> None:
     assert await signals.tell(AGENT, SESSION_REVOKED, txn=row["txn"], iat=int(world.clock.now()) + 30) == ""
     assert world.registry.seq == seq
     assert signals.stored() == [(IDP, SESSION_REVOKED, "echo")]
+
+
+async def test_an_answer_to_our_event_that_says_more_is_no_echo(signals: Signals) -> None:
+    world = signals.world
+    await signals.configured(Receiver(url="https://rp.example/", audience="x", events=frozenset({SESSION_REVOKED})))
+    await world.commit(await _planned(signals, Name("agent", AGENT), Remedy.REVOKE))
+    (row,) = signals.waiting()
+    assert await signals.tell(AGENT, ACCOUNT_DISABLED, txn=row["txn"]) == ""
+    assert _state(signals) is State.SUSPENDED
+
+
+async def test_what_lifts_nothing_makes_no_stop_of_others_stale(signals: Signals) -> None:
+    world = signals.world
+    await world.agent("shared")
+    shared = "spiffe://local.test/agents/shared"
+    ahead = {"event_timestamp": world.clock.now() + 50}
+    assert await signals.tell(shared, ACCOUNT_ENABLED, ahead) == ""
+    before = world.registry.seq
+    assert await signals.tell(shared, SESSION_REVOKED, issuer=PARTNER) == ""
+    assert world.registry.seq > before
+    assert [applied for issuer, _, applied in signals.stored() if issuer == PARTNER] == ["done"]
+
+
+async def test_what_happens_ahead_of_our_clock_happens_now(signals: Signals) -> None:
+    now = signals.world.clock.now()
+    assert await signals.tell(AGENT, SESSION_REVOKED, {"event_timestamp": now + 50}) == ""
+    assert await signals.tell(AGENT, SESSION_REVOKED, {"event_timestamp": now + 1}) == ""
+    assert [applied for _, _, applied in signals.stored()] == ["done", "done"]
 
 
 async def _planned(signals: Signals, subject: Name, remedy: Remedy) -> Any:

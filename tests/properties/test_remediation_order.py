@@ -18,14 +18,32 @@ def _cause(second: int, issuer: str = "https://idp.example") -> Cause:
 
 
 @given(st.dictionaries(st.integers(1, 50), st.sampled_from(REMEDIES), min_size=1, max_size=8), st.randoms())
-def test_events_of_one_party_end_the_same_in_every_order(events: dict[int, Remedy], chance: object) -> None:
+def test_no_order_of_arrival_undoes_a_stop(events: dict[int, Remedy], chance: object) -> None:
     arrivals = list(events.items())
     chance.shuffle(arrivals)  # type: ignore[attr-defined]  # Hypothesis gives a Random
     standing = Standing(name=AGENT)
     for second, remedy in arrivals:
         _, standing = judge(standing, remedy, _cause(second))
     states = [remedy for _, remedy in sorted(events.items()) if remedy is not Remedy.REVOKE]
+    if states and states[-1] is Remedy.SUSPEND:
+        assert standing.blocked
+    if Remedy.SUSPEND not in states:
+        assert not standing.blocked
+
+
+@given(st.dictionaries(st.integers(1, 50), st.sampled_from(REMEDIES), min_size=1, max_size=8))
+def test_events_of_one_party_in_their_order_end_with_the_last(events: dict[int, Remedy]) -> None:
+    standing = Standing(name=AGENT)
+    for second, remedy in sorted(events.items()):
+        _, standing = judge(standing, remedy, _cause(second))
+    states = [remedy for _, remedy in sorted(events.items()) if remedy is not Remedy.REVOKE]
     assert standing.blocked == (bool(states) and states[-1] is Remedy.SUSPEND)
+
+
+def test_what_lifts_nothing_makes_no_later_stop_stale() -> None:
+    _, standing = judge(Standing(name=AGENT), Remedy.RESUME, _cause(50, "https://a.example"))
+    applied, standing = judge(standing, Remedy.SUSPEND, _cause(10, "https://b.example"))
+    assert (applied, standing.blocked) == (Applied.DONE, True)
 
 
 @given(

@@ -54,12 +54,12 @@ def _revoke(standing: Standing, cause: Cause) -> tuple[Applied, Standing]:
 def _lift(standing: Standing, cause: Cause) -> tuple[Applied, Standing]:
     if cause.issuer and not _before(standing.stopped_at, cause.at):
         return Applied.STALE, standing
-    after = replace(standing, resumed_at=max(standing.resumed_at, cause.at))
     if not standing.blocked:
-        return Applied.ALREADY, after
+        # It lifted nothing, so it makes nobody's stop stale.
+        return Applied.ALREADY, standing
     if cause.issuer and standing.held_by != cause.issuer:
         return Applied.HELD, standing
-    return Applied.DONE, replace(after, blocked=False, held_by="")
+    return Applied.DONE, replace(standing, blocked=False, held_by="", resumed_at=max(standing.resumed_at, cause.at))
 
 
 def _before(one: int, other: int) -> bool:

@@ -256,7 +256,8 @@ class SignalReceiver:
     def _cause(self, event: SecurityEvent, decision: Mapping[str, Any]) -> Cause:
         return Cause(
             txn=event.txn or self._ids.new(),
-            at=event.at,
+            # A clock that is ahead must not make what others say meanwhile look older.
+            at=min(event.at, int(self._clock.now() * 1000)),
             request_id=self._ids.new(),
             decision=decision,
             member=_member(event),
@@ -332,19 +333,15 @@ class SignalReceiver:
 
 
 def is_echo(event: SecurityEvent, subject: Name, sent: Sequence[tuple[bool, str, str]]) -> bool:
-    """Whether an event is one of ours that came back: of a cause of ours, or the very event that we passed on.
+    """Whether an event is one of ours that came back: the same event about the same subject under the same cause.
 
-    Other events of a foreign cause are no echoes; several may have one ``txn``. ``sent`` is (own, subject, claims).
+    Where the cause was not ours, its time must be the same as well; several events may have one ``txn``. What says more
+    than we said (another subject, another event) is no echo. ``sent`` is (own, subject, claims).
     """
     for own, about, claims in sent:
-        if own:
-            return True
         ((kind, payload),) = msgspec.json.decode(claims)["events"].items()
-        if (about, kind, payload["event_timestamp"]) == (
-            f"{subject.kind}:{subject.id}",
-            event.event,
-            event.at // 1000,
-        ):
+        same = (about, kind) == (f"{subject.kind}:{subject.id}", event.event)
+        if same and (own or payload["event_timestamp"] == event.at // 1000):
             return True
     return False
 

@@ -102,6 +102,6 @@ class ProvisioningError(AimsError):
         stopped=("The agent, node or instance was stopped.", "Its owner can tell why."),
         # authority
         authority_empty=("The trust domain has no signing key of that purpose.", "Start the server once."),
-        authority_slot=("The key is not in the slot that this step needs.", "Another rotation was faster: see the audit log."),
+        authority_slot=("The key is not in the slot that this step needs.", "Another rotation was faster."),
         store_refused=("The store did not accept the change.", "Try again; the log of the server has the cause."),
     )

@@ -204,6 +204,9 @@ def _request(place: Place, scope: Scope) -> HttpRequest:
     target = place.origin + scope["raw_path"].decode("latin-1")
     if query:
         target += f"?{query.decode('latin-1')}"
+    if "#" in target:
+        # A request has no fragment (RFC 9112 3.2): the proof would end where the path of the application goes on.
+        raise AuthenticationError("request_malformed", "fragment")
     return HttpRequest.of(scope["method"], target, scope["headers"])
 
 

@@ -97,11 +97,13 @@ class Derivation:
         row = next((row for row in self.tables.rows.purposes if row.purpose == self.wanted.purpose), None)
         if row is None:
             raise TransactionError("txn_scope", "the policy has no such purpose any more")
-        # 7. the details only narrow
+        # 7. the details stay: to leave one out is to lift a limit
         details = before.details if self.wanted.details is None else self.wanted.details
         for member, value in details.items():
             if member not in before.details or not _equal(value, before.details[member]):
                 raise TransactionError("txn_changed", member[:100])
+        if len(details) < len(before.details):
+            raise TransactionError("txn_changed", min(set(before.details) - set(details))[:100])
         _check_details(row, details)
         # 9. life, and how often
         if refuse_loops and self.client.id in (*before.requesters, before.requester):
