@@ -183,6 +183,38 @@ async def test_a_proof_revokes_once(world: TokenWorld) -> None:
     assert _works(world, await world.read(fresh))
 
 
+@pytest.mark.parametrize("useless", ["unknown", "dead", "other"])
+async def test_a_proof_is_spent_also_where_nothing_ended(world: TokenWorld, alpha: Agent, useless: str) -> None:
+    from aims.authorization.client_authentication import ASSERTION_TYPE
+
+    portable = await world.agent("portable")
+    asserted = {
+        "client_assertion_type": ASSERTION_TYPE,
+        "client_assertion": await world.jwt_svid(portable),
+    }
+    headers = [(b"dpop", world.proof(portable.key, MTLS + REVOCATION).encode())]
+    text = "unknown"
+    if useless == "other":
+        text = await world.own(alpha)
+    elif useless == "dead":
+        text = await world.own(portable)
+        assert (await world.revoke(portable, text)).status == 200
+        world.follow()
+    first = await world.post(world.revoking, asserted | {"token": text}, headers=headers)
+    assert first.status == (400 if useless == "other" else 200)
+    fresh = await world.own(portable)
+    for token in (fresh, text if useless == "dead" else "unknown"):
+        again = await world.post(world.revoking, asserted | {"token": token}, headers=headers)
+        assert again.refusal == (400, "invalid_dpop_proof", "authentication.dpop_replay")
+    assert _works(world, await world.read(fresh))
+
+
+async def test_what_is_unknown_and_unproven_leaves_no_record(world: TokenWorld, alpha: Agent) -> None:
+    records = len(world.world.records())
+    assert (await world.revoke(alpha, "unknown")).status == 200
+    assert len(world.world.records()) == records
+
+
 # --- T24
 
 

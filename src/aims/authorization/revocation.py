@@ -72,18 +72,21 @@ class Revocation:
     async def token(self, request: Request, client: Client, claims: tuple[Claim, ...] = ()) -> Ended | None:
         """End the grant of a token at its own client's wish (RFC 7009 2.1); None for what is no live token of ours.
 
-        ``claims`` are spent with it.
+        ``claims`` are spent with it, also where there is nothing to end; whoever is refused has not spent them yet.
 
         Raises:
-            AuthorizationError: ``parameter_missing``, ``revoke_other``; StorageError, KeyStoreError.
+            AuthorizationError: ``parameter_missing``, ``revoke_other``; AuthenticationError ``dpop_replay``;
+                StorageError, KeyStoreError.
         """
         text = request.form.require("token")
         held = await self._keys.current()
         try:
             token = held.verifier.read(text, now=self._memory.clock.now())
         except AuthorizationError:
+            await self._nothing(client, claims)
             return None
         if dead(stored(token.names), token.epoch, self._memory.stops):
+            await self._nothing(client, claims)
             return None
         if token.client_id != client.id:
             raise AuthorizationError("revoke_other")
@@ -94,6 +97,25 @@ class Revocation:
             decision={"effect": "permit", "reason": "its own token"},
         )
         return await self.revoke(token.grant_id, cause, kind="token.revoke", claims=claims)
+
+    async def _nothing(self, client: Client, claims: tuple[Claim, ...]) -> None:
+        """Spend what was presented. Without a proof there is nothing to write."""
+        if not claims:
+            return
+        record_id = self._memory.ids.new()
+        record = recorder(
+            refuse="token.refuse",
+            type="token.revoke",
+            outcome="success",
+            time=self._memory.clock.now(),
+            id=record_id,
+            request_id=record_id,
+            agent={"id": client.id, "instance": client.fence.instance},
+            action="token.revoke",
+            decision={"effect": "permit", "reason": "no live token"},
+            cause={"reason": "revoked by its client"},
+        )
+        _ended(await self._database.commit(Write(record=record, claims=claims)), ())
 
     async def _check_holder(self, token: AccessToken, client: Client) -> None:
         """Whoever only holds a part of a grant, further down, does not end it for those above."""

@@ -24,7 +24,7 @@ from aims.authorization.service import TokenService
 from aims.credentials.x509_svid import X509Svid
 from aims.errors import AimsError
 from aims.storage.database import Database
-from aims.storage.write import Write
+from aims.storage.write import Claim, Write
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -164,17 +164,18 @@ class RevocationEndpoint(Endpoint):
     async def respond(self, sent: Submission) -> bytes:
         await self.settle_floods()
         client: Client | None = None
+        claims: tuple[Claim, ...] = ()
         try:
             known = await self._service.authenticate(sent)
-            client = known.client
-            await self._revocation.token(known.request, client, known.claims)
+            client, claims = known.client, known.claims
+            await self._revocation.token(known.request, client, claims)
         except (AuthorizationError, AuthenticationError) as error:
             if client is not None or self.unknown(error):
-                await self.database.commit(self._refused(error, client))
+                await self.database.commit(self._refused(error, client, claims))
             raise
         return b"{}"
 
-    def _refused(self, error: AimsError, client: Client | None) -> Write:
+    def _refused(self, error: AimsError, client: Client | None, claims: tuple[Claim, ...]) -> Write:
         octets = records.refused(
             error,
             action="token.revoke",
@@ -185,7 +186,7 @@ class RevocationEndpoint(Endpoint):
             request_id=self.memory.ids.new(),
             now=self.memory.clock.now(),
         )
-        return Write(record=lambda _: octets)
+        return Write(record=lambda _: octets, claims=claims)
 
 
 def failure(error: AimsError) -> tuple[int, bytes]:

@@ -2,7 +2,12 @@
 
 ``look`` reads how a subject stands, ``Remediation.plan`` makes the one Write: state in the registry, stop in the change
 feed, SETs into the outbox, record. Everything below the subject falls by the names in its credentials (``sub``,
-``client_id``, actors, grant, instance), so nothing else is searched for. Doing a thing twice does it once.
+``client_id``, actors, grant, instance). Doing a thing twice does it once.
+
+One thing has to be searched for: what an instance handed on. Once it is taken up, its tokens name the instance of the
+taker, so a quarantine also ends the grants that the instance gave, each with its whole tree, in the same Write. What is
+handed on and taken up between the look and that Write is not among them; the stop never waits for it, because whoever
+hands on without pause would then never be stopped. It ends with the next quarantine of the same instance.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import sqlalchemy as sa
 
 from aims.audit.people import PERSON, Pseudonym, pseudonym
 from aims.audit.record import inert, recorder
+from aims.authorization.store import LEEWAY, STANDING, grant, revoked
 from aims.clock import Clock, IdSource
 from aims.credentials.model import Fence
 from aims.errors import AimsError
@@ -34,6 +40,8 @@ from aims.storage.write import Change, Effect, Name, Outcome, Record, Stop, Verd
 
 STOP_CHANGED: Final = "stop"
 """The kind of a line of the feed that is a stop and nothing else."""
+
+_MOST_GIVEN: Final = 4096  # in one Write; more end when it is done again
 
 _GRANT: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -67,12 +75,17 @@ def no_signals(_name: Name, _remedy: Remedy, _cause: Cause) -> tuple[Effect, ...
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """A subject as one snapshot of the database shows it. ``agent`` is the workload of an agent or of an instance."""
+    """A subject as one snapshot of the database shows it.
+
+    ``agent`` is the workload of an agent or of an instance; ``given`` the roots of what an instance handed on and
+    nobody ended yet, each with the end of its last token in Unix seconds.
+    """
 
     standing: Standing
     registry: Registry
     agent: Workload | None = None
     person: Pseudonym | None = None
+    given: tuple[tuple[str, int], ...] = ()
 
 
 def agent_name(registry: Registry, name: str) -> Name:
@@ -100,8 +113,10 @@ def look(connection: sa.Connection, registry: Registry, subject: Name, agent: st
         except AimsError as error:
             raise MonitoringError("person_unknown") from error
     spiffe_id = subject.id
+    given: tuple[tuple[str, int], ...] = ()
     if subject.kind == "instance":
         spiffe_id = _agent_of(connection, subject.id, agent)
+        given = _given_by(connection, subject.id)
     elif subject.kind != "agent":
         return View(standing=standing, registry=registry, person=known)
     row = connection.execute(
@@ -109,7 +124,7 @@ def look(connection: sa.Connection, registry: Registry, subject: Name, agent: st
     ).first()
     if row is not None and _revision(registry, spiffe_id) != row.revision:
         registry = Registry.load(connection, registry.trust_domain)
-    return View(standing=standing, registry=registry, agent=registry.workload_by_id(spiffe_id))
+    return View(standing=standing, registry=registry, agent=registry.workload_by_id(spiffe_id), given=given)
 
 
 class Remediation:
@@ -147,8 +162,11 @@ class Remediation:
         if applied is Applied.DONE:
             more, changes = self._done(view, remedy, after)
             effects += [*more, *self._outgoing(subject, remedy, cause)]
+        ended = self._live(view) if remedy is Remedy.QUARANTINE and applied in {Applied.DONE, Applied.ALREADY} else ()
+        effects += [revoked(root, int(self._clock.now())) for root in ended]
+        changes += [Change(STOP_CHANGED, root, b"null", Stop(Name("grant", root), blocked=True)) for root in ended]
         write = Write(
-            record=self._record(view, remedy, kind if applied is Applied.DONE else "", applied, cause),
+            record=self._record(view, remedy, kind if applied is Applied.DONE else "", applied, cause, ended),
             effects=tuple(effects),
             changes=tuple(changes),
         )
@@ -161,7 +179,13 @@ class Remediation:
             return effects, list(changes)
         return (), [Change(STOP_CHANGED, subject.id, b"null", Stop(subject, blocked=after.blocked))]
 
-    def _record(self, view: View, remedy: Remedy, kind: str, applied: Applied, cause: Cause) -> Record:
+    def _live(self, view: View) -> tuple[str, ...]:
+        now = self._clock.now()
+        return tuple(root for root, expires in view.given if expires > now - LEEWAY)
+
+    def _record(  # noqa: PLR0917  inner function of one caller
+        self, view: View, remedy: Remedy, kind: str, applied: Applied, cause: Cause, ended: tuple[str, ...]
+    ) -> Record:
         subject = view.standing.name
         by_admin = not cause.issuer
         fields: dict[str, Any] = {
@@ -179,6 +203,8 @@ class Remediation:
             "principal": None if view.person is None else view.person.principal,
             "details": {"applied": applied.value, "agent": str(view.agent.spiffe_id) if view.agent else None},
         }
+        if ended:
+            fields["details"] |= {"grants": " ".join(ended)[:2048]}
         if view.agent is not None and kind and remedy in _STATES:
             fields["prev_state_digest"] = digest(view.agent)
         return recorder(refuse="admin.refuse" if by_admin else "signal.rejected", **fields)
@@ -191,6 +217,18 @@ def _agent_of(connection: sa.Connection, instance: str, agent: str) -> str:
     if found is not None and agent and agent != found:
         raise MonitoringError("instance_unknown", f"{instance} is of {found}")
     return str(found or agent)
+
+
+def _given_by(connection: sa.Connection, instance: str) -> tuple[tuple[str, int], ...]:
+    last = sa.func.max(grant.c.expires)
+    statement = (
+        sa.select(grant.c.root, last)
+        .where(grant.c.instance == instance, grant.c.revoked == 0, grant.c.root.not_like(f"{STANDING}%"))
+        .group_by(grant.c.root)
+        .order_by(last.desc(), grant.c.root)
+        .limit(_MOST_GIVEN)
+    )
+    return tuple((str(root), int(expires)) for root, expires in connection.execute(statement))
 
 
 def _as_registered(view: View) -> Standing:
