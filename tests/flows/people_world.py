@@ -132,7 +132,7 @@ class Browser:
 
     async def decide(self, page: Seen, decision: str = "approve") -> Seen:
         """Press a button on the page of consent."""
-        form = {"csrf": page.hidden("csrf"), "request": page.hidden("request"), "decision": decision}
+        form = {name: page.hidden(name) for name in ("csrf", "request", "shown")} | {"decision": decision}
         return await self.post(CONSENT, form)
 
     async def consent(self, agent: Agent, **changes: str | None) -> str:

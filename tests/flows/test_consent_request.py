@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from urllib.parse import urlsplit
 
+import pytest
 import pytest_asyncio
 from tests.flows.people_world import CALLBACK, HERE, VERIFIER, Browser, PeopleWorld, open_people_world, query_of
 from tests.flows.provisioning_world import cause
-from tests.flows.token_world import FILES, INNER, ISSUER, NOTES, Agent
+from tests.flows.token_world import FILES, INNER, ISSUER, NOTES, Agent, token_policy
 
+from aims.authorization.people import request
+from aims.authorization.people.consent import ConsentService
+from aims.authorization.people.errors import PeopleError
 from aims.authorization.people.pkce import transform
+from aims.authorization.people.store import Pending
 from aims.clock import IdSource, SystemClock
 from aims.provisioning.registry.model import Kind
 from aims.provisioning.registry.service import Registration
-from aims.server.people_routes import CONSENT, GRANTS
+from aims.server.people_routes import AUTHORIZATION, CONSENT, GRANTS, SESSION_COOKIE
 from aims.storage.database import Database
+from aims.storage.intent import Plan
 from aims.storage.write import Name
 
 
@@ -183,21 +188,140 @@ async def test_one_request_waits_for_each_agent_and_scope(world: PeopleWorld) ->
     first = await browser.authorize(agent)
     again = await browser.authorize(agent)
     assert again.hidden("request") == first.hidden("request"), "the same page, loaded again"
-    second = await browser.authorize(agent, state="s-2")
-    assert (second.status, second.code) == (409, "authorization.pending_other")
-    assert (await browser.authorize(agent, code_challenge=transform("x" * 43))).code == "authorization.pending_other"
     assert (await browser.authorize(agent, scope="notes:read")).status == 200, "another scope is another question"
     assert (await browser.authorize(other)).status == 200
+    assert (await browser.get(GRANTS)).text.count('value="drop"') == 3
     assert (await browser.decide(first, "deny")).status == 303
     assert (await browser.authorize(agent, state="s-2")).status == 200
     world.clock.offset += 601
     assert (await browser.authorize(agent, state="s-3")).status == 200, "it ends by itself"
 
 
+async def test_a_newer_request_takes_the_place_of_an_older_one(world: PeopleWorld) -> None:
+    agent, browser = await ready(world)
+    others = [await world.client(f"agent-{number}") for number in range(15)]
+    assert [(await browser.authorize(other)).status for other in others] == [200] * 15
+    first = await browser.authorize(agent)
+    second = await browser.authorize(agent, state="s-2", dpop_jkt=agent.key.jkt)
+    assert second.status == 200, "also where no more may wait"
+    assert second.hidden("request") != first.hidden("request")
+    assert world.record()["type"] == "approval.request"
+    assert (await browser.get(GRANTS)).text.count('value="drop"') == 16
+    for decision in ("approve", "deny"):
+        late = await browser.decide(first, decision)
+        assert (late.status, late.code) == (410, "authorization.pending_gone")
+    answer = (await browser.decide(second)).answer
+    assert answer["state"] == "s-2"
+    assert (await world.redeem(agent, answer["code"])).json["token_type"] == "DPoP"
+
+
 async def test_of_requests_at_once_one_waits(world: PeopleWorld) -> None:
     agent, browser = await ready(world)
-    seen = await asyncio.gather(*(browser.authorize(agent, state=f"s-{number}") for number in range(8)))
-    assert Counter(each.status for each in seen) == {200: 1, 409: 7}
+    for others in ((), ("s-a",)):
+        for state in others:
+            assert (await browser.authorize(agent, state=state)).status == 200
+        seen = await asyncio.gather(*(browser.authorize(agent, state=f"s-{number}") for number in range(8)))
+        assert {each.status for each in seen} <= {200, 409}
+        assert (await browser.get(GRANTS)).text.count('value="drop"') == 1
+        pressed = [await browser.decide(each) for each in seen if each.status == 200]
+        assert sorted(each.status for each in pressed) == [303] + [410] * (len(pressed) - 1)
+
+
+async def test_of_a_request_and_what_overtakes_it_one_counts(world: PeopleWorld) -> None:
+    agent, browser = await ready(world)
+    consent = ConsentService(world, world.database, ISSUER)
+    session = await world.login.session(browser.cookies[SESSION_COOKIE])
+
+    async def plan(state: str) -> Plan[Pending]:
+        form = request.read(query_of(agent, state=state).encode())
+        found = await consent.wait(consent.examine(form, await consent.addressee(form)), session)
+        assert isinstance(found, Plan)
+        return found
+
+    # both see an empty place, then both see the first one in it
+    for one, another in (("s-1", "s-2"), ("s-3", "s-4")):
+        plans = [await plan(one), await plan(another)]
+        plans[0].answer(await world.database.commit(plans[0].write))
+        with pytest.raises(PeopleError, match="pending_other"):
+            plans[1].answer(await world.database.commit(plans[1].write))
+    # it was decided meanwhile
+    page, late = await browser.authorize(agent, state="s-3"), await plan("s-5")
+    assert (await browser.decide(page)).status == 303
+    with pytest.raises(PeopleError, match="pending_other"):
+        late.answer(await world.database.commit(late.write))
+    # it was replaced meanwhile
+    page = await browser.authorize(agent, state="s-6")
+    decision = await consent.decide(session, page.hidden("request"), approve=True, shown=page.hidden("shown"))
+    assert (await browser.authorize(agent, state="s-7")).status == 200
+    with pytest.raises(PeopleError, match="pending_gone"):
+        decision.answer(await world.database.commit(decision.write))
+
+
+NARROW = (
+    'scopes = ["notes:read", "notes:write", "notes:purge"]\n\n[[ceilings]]',
+    'scopes = ["notes:read"]\n\n[[ceilings]]',
+)
+MOVED = ('url = "https://localhost:9443/mcp-oauth"', 'url = "https://localhost:9447/mcp-oauth"')
+
+
+async def test_a_yes_covers_what_was_shown(world: PeopleWorld) -> None:
+    agent, browser = await ready(world)
+    page, wide = await browser.authorize(agent), world.world.policy
+    pending = (await waiting(world, browser))[0]
+    # it is shown while the policy is narrow, and the policy is widened before the button is pressed
+    world.world.policy = token_policy(NARROW)
+    narrow = ConsentService(world, world.database, ISSUER).show(pending)
+    assert narrow.scopes == ("notes:read",)
+    form = {"csrf": page.hidden("csrf"), "request": pending.id, "decision": "approve"}
+    world.world.policy = wide
+    for shown in ({"shown": narrow.digest}, {"shown": ""}, {"shown": page.hidden("shown")[:-1]}, {}):
+        refused = await browser.post(CONSENT, form | shown)
+        assert (refused.status, refused.code) == (410, "authorization.pending_gone"), shown
+        assert world.record()["type"] == "person.refuse"
+    # less than was shown is no more what was approved, nor the same at another place, nor for longer
+    for change in (NARROW, MOVED, ("seconds = 60", "seconds = 59")):
+        world.world.policy = token_policy(change)
+        assert (await browser.decide(page)).code == "authorization.pending_gone", change
+    # what was shown is as good as before
+    world.world.policy = wide
+    redeemed = await world.redeem(agent, (await browser.decide(page)).answer["code"])
+    assert (await world.read(redeemed.token)).scopes == {"notes:read", "notes:write"}
+
+
+async def test_a_no_needs_no_word_of_what_was_shown(world: PeopleWorld) -> None:
+    agent, browser = await ready(world)
+    page = await browser.authorize(agent)
+    world.world.policy = token_policy(NARROW)
+    form = {"csrf": page.hidden("csrf"), "request": page.hidden("request"), "decision": "deny"}
+    assert (await browser.post(CONSENT, form)).answer["error"] == "access_denied"
+
+
+async def waiting(world: PeopleWorld, browser: Browser) -> tuple[Pending, ...]:
+    session = await world.login.session(browser.cookies[SESSION_COOKIE])
+    return await ConsentService(world, world.database, ISSUER).waiting(session)
+
+
+async def test_what_fetches_ahead_asks_nothing(world: PeopleWorld) -> None:
+    agent, browser = await ready(world)
+    before = len(world.world.records())
+    fetches: list[dict[str, str]] = [
+        {"sec_purpose": "prefetch"},
+        {"sec_purpose": "prefetch;prerender", "sec_fetch_site": "cross-site"},
+        {"purpose": "prefetch"},
+        {"sec_fetch_mode": "no-cors"},
+        {"sec_fetch_mode": "", "sec_fetch_dest": "", "sec_fetch_site": ""},
+    ]
+    for headers in fetches:
+        for query in (query_of(agent), query_of(agent, scope="no")):
+            page = await browser.get(AUTHORIZATION, query, **headers)
+            assert (page.status, page.header("location")) == (403, ""), headers
+            assert "Nothing has happened yet" in page.text
+            assert "researcher" not in page.text
+    assert await waiting(world, browser) == ()
+    assert len(world.world.records()) == before
+    for site in ("none", "cross-site", "same-site", "same-origin"):
+        page = await browser.get(AUTHORIZATION, query_of(agent, state=site), sec_fetch_site=site)
+        assert page.status == 200, site
 
 
 async def test_nobody_is_buried_under_requests(world: PeopleWorld) -> None:

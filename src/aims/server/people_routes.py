@@ -1,8 +1,9 @@
 """The pages of people on the public listener: login, the authorization endpoint, consent, grants.
 
 Every POST must come from a page of this server: ``Sec-Fetch-Site: same-origin``, no ``Origin`` of somebody else, and
-the form value that only this browser's pages carry. A GET of a login link does something only if a person navigated
-there: whatever fetches ahead gets a page that says so, and the link stays as it was.
+the form value that only this browser's pages carry. A GET of a login link or of the authorization endpoint does
+something only if a person navigated there, from wherever: whatever fetches ahead gets a page that says so, and the link
+stays as it was, and no request waits.
 
 Cookies are ``__Host-``: sent over TLS to this host alone, unreadable to scripts, and not along with other sites' forms.
 """
@@ -159,6 +160,9 @@ class People:
         # a page that loads this as a part of itself is no person who goes here
         if visit.one("sec-fetch-dest") not in {None, "document"}:
             raise PeopleError("browser_foreign")
+        # and a page that has it fetched ahead must not fill the list of what waits
+        if not visit.navigated:
+            return _html(pages.unasked_page())
         # 1. without a client and an address that are known there is nobody to answer to but the person
         form = request.read(visit.query)
         to = await self._consent.addressee(form)
@@ -179,7 +183,10 @@ class People:
         decision = _parameter(form, "decision")
         if decision not in {"approve", "deny", "drop"}:
             raise PeopleError("browser_form")
-        plan = await self._consent.decide(session, _parameter(form, "request"), approve=decision == "approve")
+        approve = decision == "approve"
+        plan = await self._consent.decide(
+            session, _parameter(form, "request"), approve=approve, shown=form.get("shown")
+        )
         answer = await self._commit(plan)
         # a request that is refused on the page of grants ends there; nobody is waiting at its address
         return _see_other(GRANTS) if decision == "drop" else _redirect(answer)

@@ -1,11 +1,12 @@
 """Consent: a request waits, its person decides, and a grant and its code are made in the Write of the decision.
 
-For each person, agent and scope one request waits at a time, so an agent cannot wear somebody down by asking again.
-A request that was decided is gone; of two decisions one counts.
+For each person, agent and scope one request waits at a time, so an agent cannot wear somebody down by asking again; a
+newer one takes the older one's place. A request that was decided or replaced is gone; of two decisions one counts.
 
-Steps of ``decide``: 1. the request is this person's, waits, and has not expired; 2. the agent is still active, and the
-resource and scopes are still what the policy allows; 3. one Write: nobody was stopped, the request is used up, and with
-a yes there is one grant, whose root it is, and one code of sixty seconds.
+Steps of ``decide``: 1. the request is this person's, waits, and has not expired; 2. the agent is still active, and what
+a yes gives under the policy of now is exactly what the page showed (its digest comes back with the form); 3. one Write:
+nobody was stopped, the request is used up, and with a yes there is one grant, whose root it is, and one code of sixty
+seconds.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from aims.authorization.people.login import Session
 from aims.authorization.people.request import Addressee, AuthorizationRequest
 from aims.authorization.people.store import CodeRow, Pending, hashed
 from aims.authorization.store import Grant
+from aims.jose import base64url
 from aims.policy.errors import PolicyError
 from aims.policy.rows import Resource
 from aims.policy.tables import Tables
@@ -53,6 +55,8 @@ class Shown:
     scopes: tuple[str, ...]
     details: Details
     until: int
+    digest: str
+    """SHA-256, base64url, of what a yes covers; the form carries it back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,20 +103,20 @@ class ConsentService:
     async def wait(self, asked: AuthorizationRequest, session: Session) -> Plan[Pending] | Pending:
         """Let a request wait for its person; one that waits already is returned as it is.
 
+        Another one for the same slot takes the place of the one that waits, whose id is used up with that.
+
         Raises:
-            PeopleError: ``pending_other``, ``pending_many``; the first on commit too. PolicyError ``lifetime``.
+            PeopleError: ``pending_many``; on commit ``pending_other``. PolicyError ``lifetime``.
         """
         memory = self._memory
         now = int(memory.clock.now())
         waiting = await self._database.read(lambda connection: store.waiting(connection, session.person.sub, now))
         seen = self._moment(session)
         row = self._pending(asked, session, now)
-        for other in waiting:
-            if other.slot == row.slot:
-                if other.digest != row.digest:
-                    raise PeopleError("pending_other")
-                return other
-        if len(waiting) >= MOST_WAITING:
+        older = next((other for other in waiting if other.slot == row.slot), None)
+        if older is not None and older.digest == row.digest:
+            return older
+        if older is None and len(waiting) >= MOST_WAITING:
             raise PeopleError("pending_many")
         record = recorder(
             refuse="person.refuse",
@@ -123,7 +127,8 @@ class ConsentService:
             record=record,
             names=(session.name, Name("agent", row.agent)),
             seen=seen,
-            effects=store.pending_inserted(row, now),
+            consume=None if older is None else older.consume,
+            effects=store.pending_inserted(row, now) if older is None else store.pending_replaced(older, row),
         )
         return Plan(write, lambda outcome: _settled(outcome, row, "pending_other"))
 
@@ -163,6 +168,7 @@ class ConsentService:
             scopes=tuple(sorted(given)),
             details=tuple(msgspec.json.decode(pending.details)),
             until=int(memory.clock.now()) + _grant_life(tables),
+            digest=_digest(pending, agent, resource, given, tables),
         )
 
     async def waiting(self, session: Session) -> tuple[Pending, ...]:
@@ -172,11 +178,12 @@ class ConsentService:
 
     # --- the decision
 
-    async def decide(self, session: Session, id_: str, *, approve: bool) -> Plan[Redirection]:
-        """Decide on a request that waits, by its id.
+    async def decide(self, session: Session, id_: str, *, approve: bool, shown: str | None = None) -> Plan[Redirection]:
+        """Decide on a request that waits, by its id. ``shown`` is `Shown.digest` of the page; a no needs none.
 
         Raises:
-            PeopleError: ``pending_gone``; on commit too, and ``person_stopped``.
+            PeopleError: ``pending_gone``, also when a yes would give anything else than was shown; on commit too, and
+                ``person_stopped``.
         """
         memory = self._memory
         pending = await self._database.read(lambda connection: store.find_pending(connection, session.person.sub, id_))
@@ -198,9 +205,11 @@ class ConsentService:
                 record=record, names=(session.name,), seen=seen, consume=pending.consume, effects=(store.decided(id_),)
             )
             return Plan(write, lambda outcome: _settled(outcome, answer, "pending_gone"))
-        # 2. the agent is still active; resource and scopes are still allowed
+        # 2. the agent is still active; the yes is to what was shown, no more and no less
         tables = memory.policy.tables
-        _, _, given = self._still(pending, tables)
+        agent, resource, given = self._still(pending, tables)
+        if shown != _digest(pending, agent, resource, given, tables):
+            raise PeopleError("pending_gone", "the page showed something else")
         secret = memory.ids.token(CODE_OCTETS)
         grant = _grant(pending, given, memory.ids.new(), now, seen, tables)
         code = _code(pending, grant, secret, seen, now + tables.lifetime("authorization-code").seconds)
@@ -312,6 +321,23 @@ class ConsentService:
 def ended(grant_id: str) -> Change:
     """The line of the feed that ends a grant: everything that carries it, wherever it is."""
     return Change("stop", grant_id, b"null", Stop(Name("grant", grant_id), blocked=True))
+
+
+def _digest(pending: Pending, agent: Workload, resource: Resource, given: frozenset[str], tables: Tables) -> str:
+    """Return what tells apart two pages of which a person might approve only one."""
+    parts = (
+        pending.id,
+        agent.name,
+        str(agent.spiffe_id),
+        agent.owner,
+        resource.name,
+        resource.url,
+        [(scope, scope in resource.high) for scope in sorted(given)],
+        pending.details,
+        _grant_life(tables),
+        pending.redirect_uri,
+    )
+    return base64url.encode(hashlib.sha256(msgspec.json.encode(parts)).digest()).decode("ascii")
 
 
 def _grant_life(tables: Tables) -> int:

@@ -49,11 +49,11 @@ class PeopleError(AuthorizationError):
         denied=("The person refused.", "", "access_denied"),
         # consent
         pending_other=(
-            "This agent waits for your decision on another request for the same.",
-            "Decide on that one first; it ends by itself after ten minutes.",
+            "Another request of this agent for the same came at this moment.",
+            "Go back to the agent, or decide on the other one on the page of your grants.",
         ),
         pending_many=("Too many requests wait for your decision.", "Decide on some of them first."),
-        pending_gone=("This request was decided already, or has expired.", _AGAIN),
+        pending_gone=("This request was decided already, has changed, or has expired.", _AGAIN),
         grant_gone=("There is no such grant of yours, or it has ended.", "Load the page again."),
         # codes
         code_unknown=("The code is unknown.", "Send the person to the authorization endpoint.", "invalid_grant"),

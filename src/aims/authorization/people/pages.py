@@ -74,7 +74,12 @@ def link_page(secret: str, name: str, csrf: str) -> Page:
 
 def quiet_page() -> Page:
     """What a fetch of a link gets that is nobody's navigation: nothing happened."""
-    return _page("quiet.html")
+    return _page("quiet.html", what="login link")
+
+
+def unasked_page() -> Page:
+    """The same for a request of an agent. It is an error, so that no browser shows it later in the page's place."""
+    return _page("quiet.html", status=403, what="request of an agent")
 
 
 def consent_page(shown: Shown, session: Session) -> Page:
@@ -86,6 +91,7 @@ def consent_page(shown: Shown, session: Session) -> Page:
         person=session.person.name,
         csrf=session.csrf,
         id=pending.id,
+        shown=shown.digest,
         agent=shown.agent.name,
         agent_id=str(shown.agent.spiffe_id),
         owner=shown.agent.owner,

@@ -216,6 +216,11 @@ _END_SESSIONS: Final = sa.delete(session).where(
 _REDIRECT: Final = sa.insert(client_redirect)
 _FORGET_REDIRECTS: Final = sa.delete(client_redirect).where(client_redirect.c.agent == sa.bindparam("of_agent"))
 _PENDING: Final = sa.insert(pending)
+_PENDING_AGAIN: Final = (
+    sa.update(pending)
+    .where(pending.c.id == sa.bindparam("of_id"))
+    .values({name: sa.bindparam(f"new_{name}") for name in Pending.__slots__})
+)
 _DECIDED: Final = sa.delete(pending).where(pending.c.id == sa.bindparam("of_id"))
 _EXPIRED: Final = sa.delete(pending).where(
     pending.c.person == sa.bindparam("of_person"), pending.c.expires <= sa.bindparam("until")
@@ -276,6 +281,15 @@ def pending_inserted(row: Pending, now: int) -> tuple[Effect, ...]:
     return (
         Effect(_EXPIRED, {"of_person": row.person, "until": now}),
         Effect(_PENDING, values, must_match=True),
+        _once(DECISION, hashed(row.id), row.expires),
+    )
+
+
+def pending_replaced(older: Pending, row: Pending) -> tuple[Effect, ...]:
+    """Put a request in the place of another; the Write must use up the older one, and is refused if that is gone."""
+    values = {f"new_{name}": getattr(row, name) for name in Pending.__slots__}
+    return (
+        Effect(_PENDING_AGAIN, values | {"of_id": older.id}, must_match=True),
         _once(DECISION, hashed(row.id), row.expires),
     )
 
