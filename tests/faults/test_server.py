@@ -93,7 +93,7 @@ async def test_a_second_supervisor_is_refused_with_the_fix(server: Server) -> No
     status, text = await output_of(server.argv())
     assert status == 1
     assert "storage.locked" in text
-    assert "fix: Stop it first" in text
+    assert "fix: `aims up` already runs here: stop it first" in text
     answer = await server.status()
     assert answer["writable"]
 
