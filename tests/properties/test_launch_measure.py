@@ -157,11 +157,12 @@ def test_too_many_files_and_octets_are_refused(measurer: Measurer, tree: Path, m
 
 
 def test_wide_roots_are_refused(measurer: Measurer, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    homes = ["/root", "/srv/people/ann"]
     for root in ("/", "/home", "/home/somebody", "/root", "/srv", "/srv/people", "/srv/people/ann"):
         with pytest.raises(NodeError, match="root_refused"):
-            refuse_wide(root, ["/root", "/srv/people/ann"])
-    for root in ("/srv/people/ann/project", "/home/somebody/project", "/srv/people/annabel", "/root/project"):
-        refuse_wide(root, ["/root", "/srv/people/ann"])
+            refuse_wide(root, homes)
+    for root in ("/home/somebody/project", "/srv/people/annabel", *(f"{home}/project" for home in homes)):
+        refuse_wide(root, homes)
     assert "/root" in homes_of(os.getuid())
     assert "/" not in homes_of(65534, "/")
     with resolve([PYTHON, str(tree / "agent.py")], cwd="/") as program, pytest.raises(NodeError, match="root_refused"):

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import base64
 import ipaddress
-import shutil
-import subprocess
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from cryptography.x509.verification import PolicyBuilder, Store
@@ -46,7 +43,6 @@ from aims.x509 import (
     serial_from,
     verify_chain,
 )
-from aims.x509.epoch import MAX_EPOCH, OID
 from aims.x509.issue import build_localhost, build_tls_ca
 from aims.x509.parse import MAX_CERTIFICATE_BYTES, join_der, join_pem, parse_sequence
 
@@ -456,127 +452,3 @@ def test_the_local_tls_authority_vouches_for_loopback_alone() -> None:
         verify_chain(foreign, [], [root], NOW)
     with _refused("lifetime"):
         build_localhost(root, key, public_key=P256.public_key(), serial=serial(), now=NOW, lifetime=91 * 24 * HOUR)
-
-
-# Requests
-
-
-def _csr(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey) -> bytes:
-    request = (
-        x509.CertificateSigningRequestBuilder()
-        .subject_name(name("admin"))
-        .add_extension(uris("spiffe://a.test/admin"), critical=True)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-    )
-    return request.sign(key, None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()).public_bytes(
-        Encoding.DER
-    )
-
-
-def test_a_request_gives_its_key_and_nothing_else() -> None:
-    for key in (P256, ec.generate_private_key(ec.SECP384R1()), rsa.generate_private_key(65537, 2048)):
-        public = parse_csr(_csr(key))
-        assert public == key.public_key()
-        leaf = DOMAIN.issuer.issue(public_key=public, uri="spiffe://a.test/x", serial=serial(), now=NOW, lifetime=HOUR)
-        assert leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value == uris("spiffe://a.test/x")
-        assert not leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-        assert not list(leaf.subject)
-
-
-def test_keys_of_other_kinds_are_refused() -> None:
-    for key in (
-        ec.generate_private_key(ec.SECP521R1()),
-        ec.generate_private_key(ec.SECP256K1()),
-        ed25519.Ed25519PrivateKey.generate(),
-        rsa.generate_private_key(3, 2048),
-        rsa.generate_private_key(65537, 1024),  # noqa: S505  must be refused
-    ):
-        with _refused("key_type"):
-            parse_csr(_csr(key))
-
-
-def test_requests_that_prove_nothing_are_refused() -> None:
-    good = _csr(P256)
-    forged = bytearray(good)
-    forged[-1] ^= 1
-    with _refused("csr_signature"):
-        parse_csr(bytes(forged))
-    for bad in (b"", good[:-1], good + b"\x00", DER):
-        with _refused("malformed"):
-            parse_csr(bad)
-    with _refused("too_large"):
-        parse_csr(bytes(16385))
-
-
-# Epoch
-
-
-@given(
-    st.integers(0, MAX_EPOCH),
-    st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=256),
-)
-def test_epochs_have_one_spelling(number: int, instance: str) -> None:
-    epoch = Epoch(number, instance)
-    assert Epoch.decode(epoch.encode()) == epoch
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        b"",
-        b"\x30\x00",
-        b"\x30\x03\x02\x01\x01",
-        b"\x30\x06\x02\x01\x01\x0c\x01a\x00",
-        b"\x30\x07\x02\x01\x01\x0c\x01a\x00",
-        b"\x30\x07\x02\x02\x00\x01\x0c\x01a",
-        b"\x30\x06\x02\x01\xff\x0c\x01a",
-        b"\x30\x0f\x02\x0a\x01" + bytes(9) + b"\x0c\x01a",
-        b"\x30\x06\x02\x01\x01\x13\x01a",
-        b"\x30\x06\x02\x01\x01\x0c\x01 ",
-        b"\x30\x06\x02\x01\x01\x0c\x01\xff",
-        b"\x30\x05\x02\x01\x01\x0c\x00",
-        b"\x30\x81\x06\x02\x01\x01\x0c\x01a",
-        b"\x31\x06\x02\x01\x01\x0c\x01a",
-        b"\x30\x06\x02\x00\x0c\x02aa",
-        b"\x30\x82\x01\x08\x02\x01\x01\x0c\x82\x01\x01" + b"a" * 257,
-    ],
-)
-def test_malformed_epochs_are_refused(value: bytes) -> None:
-    with _refused("epoch"):
-        Epoch.decode(value)
-
-
-def test_epochs_out_of_bounds_are_refused() -> None:
-    for number in (-1, MAX_EPOCH + 1):
-        with _refused("epoch"):
-            Epoch(number, "a")
-    with _refused("epoch"):
-        Epoch(True, "a")
-    for instance in ("", "a" * 257, "a b", "ä", "a\n"):
-        with _refused("epoch"):
-            Epoch(1, instance)
-
-
-def test_certificates_carry_the_epoch_as_one_non_critical_extension(tmp_path: Path) -> None:
-    epoch = Epoch(1_000_000, "node-1:0123456789abcdefghijklmnop")
-    leaf = DOMAIN.issuer.issue(
-        public_key=P256.public_key(), uri="spiffe://a.test/x", serial=serial(), now=NOW, lifetime=HOUR, epoch=epoch
-    )
-    assert Epoch.of(leaf) == epoch
-    assert Epoch.of(LEAF_A) is None
-    found = leaf.extensions.get_extension_for_oid(OID)
-    assert not found.critical
-    assert verify_chain(leaf, [], [DOMAIN.root], NOW)
-    loud = forge_leaf(DOMAIN, san=uris("spiffe://a.test/x"), extensions=(*LEAF, (epoch.extension(), True)))
-    with _refused("epoch"):
-        Epoch.of(loud)
-    openssl = shutil.which("openssl")
-    if openssl is not None:
-        # offset 0: the value as another implementation reads it
-        file = tmp_path / "value"
-        file.write_bytes(epoch.encode())
-        text = subprocess.run(  # a fixed argument vector
-            [openssl, "asn1parse", "-inform", "DER", "-in", str(file)], capture_output=True, check=True, timeout=20
-        ).stdout.decode()
-        assert "INTEGER           :0F4240" in text
-        assert "UTF8STRING        :node-1:0123456789abcdefghijklmnop" in text

@@ -8,6 +8,7 @@ in ``aims_error``.
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, TypeAlias
 
@@ -45,7 +46,7 @@ _encode = msgspec.json.Encoder().encode
 _log = logging.getLogger("aims.authorization")
 
 
-class Endpoint:
+class Endpoint(ABC):
     """What the token endpoint and its kin share: reading a submission, answering, and counting floods of strangers.
 
     ``url`` is this endpoint's own on this listener; ``peer`` finds the verified certificate of a connection, or is None
@@ -73,9 +74,9 @@ class Endpoint:
         await send({"type": "http.response.start", "status": status, "headers": [*_NO_STORE, length, *retry]})
         await send({"type": "http.response.body", "body": octets})
 
+    @abstractmethod
     async def respond(self, sent: Submission) -> bytes:
         """Return the body of a 200. Raises: AimsError."""
-        raise NotImplementedError
 
     def unknown(self, error: AimsError) -> bool:
         """Whether the refusal of a stranger gets a record of its own."""
