@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,11 @@ from tests.postgres import Cluster, programs
 from aims.clock import IdSource, SystemClock, SystemIds
 from aims.server.database import migrate
 from aims.storage.database import Database
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C again: a shell's background job ignores it, and so would every program that a test starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
