@@ -8,14 +8,11 @@ from pathlib import Path
 import pytest
 from tests.flows.monitoring_world import issue_fenced, new_person, operator, planned, remedied, signal
 from tests.flows.provisioning_world import World, open_world
-from tests.flows.token_world import NOTES, TokenWorld, open_token_world
 
-from aims.authorization import store as grants
-from aims.authorization.model import dead, stored
 from aims.clock import IdSource, SystemClock
 from aims.errors import AimsError
 from aims.monitoring.errors import MonitoringError
-from aims.monitoring.model import Applied, Remedied, Remedy
+from aims.monitoring.model import Applied, Remedy
 from aims.monitoring.remediation import Remediation, look
 from aims.provisioning.errors import ProvisioningError
 from aims.provisioning.registry.model import State
@@ -185,73 +182,6 @@ async def test_a_quarantined_instance_leaves_the_others_alone(world: World) -> N
     with pytest.raises(MonitoringError) as refusal:
         Remediation(clock=world.clock, ids=world.ids).plan(view, Remedy.RETIRE, operator(world))
     assert refusal.value.reason == "remedy"
-
-
-async def _told(tokens: TokenWorld, subject: Name, remedy: Remedy) -> Remedied:
-    """Do it, and read the feed with its stops."""
-    plan = await planned(tokens.world, subject, remedy, operator(tokens.world))
-    outcome = await tokens.database.commit(plan.write)
-    tokens.follow()
-    return plan.answer(outcome)
-
-
-async def _works(tokens: TokenWorld, text: str) -> bool:
-    token = await tokens.read(text)
-    return dead(stored(token.names), token.epoch, tokens.stops) is None
-
-
-async def test_what_a_quarantined_instance_handed_on_ends_with_it(
-    database: Database, clock: SystemClock, ids: IdSource
-) -> None:
-    tokens = await open_token_world(database, clock, ids)
-    alpha, beta, gamma = [await tokens.agent(name) for name in ("alpha", "beta", "gamma")]
-    twin = await tokens.run(alpha.registered)
-    read = {"resource": NOTES, "scope": "notes:read"}
-    first = await tokens.delegate(alpha, beta)
-    taken = (await tokens.exchange(beta, first, **read)).token
-    further = (await tokens.exchange(gamma, await tokens.delegate(beta, gamma, subject=first), **read)).token
-    others = [await tokens.own(beta), (await tokens.exchange(beta, await tokens.delegate(twin, beta), **read)).token]
-    bad = Name("instance", alpha.instance)
-    assert alpha.instance not in {name.id for name in (await tokens.read(taken)).names}
-    records = len(tokens.world.records())
-    stopped = await _told(tokens, bad, Remedy.QUARANTINE)
-    assert (stopped.applied, stopped.seq) == (Applied.DONE, tokens.seq)
-    for text in (first, taken, further):
-        assert not await _works(tokens, text)
-    for text in others:
-        assert await _works(tokens, text)
-    for agent, text in ((beta, first), (beta, taken), (gamma, further)):
-        assert (await tokens.exchange(agent, text, **read)).refusal[2] == "authorization.subject_stopped"
-    root = (await tokens.read(taken)).grant_id
-    ended = tokens.world.records()[records]
-    assert (ended["type"], ended["details"]["grants"]) == ("identity.quarantine", root)
-    with database.reading() as connection:
-        assert [bool(row.revoked) for row in grants.tree(connection, root)] == [True, True]
-    # nothing is left: doing it again ends nothing, and a release brings nothing back
-    head = tokens.seq
-    assert (await _told(tokens, bad, Remedy.QUARANTINE)).applied is Applied.ALREADY
-    assert tokens.seq == head
-    await _told(tokens, bad, Remedy.RELEASE)
-    for text in (first, taken, further):
-        assert not await _works(tokens, text)
-
-
-async def test_what_was_handed_on_while_the_quarantine_was_decided_ends_with_the_next(
-    database: Database, clock: SystemClock, ids: IdSource
-) -> None:
-    tokens = await open_token_world(database, clock, ids)
-    alpha, beta = [await tokens.agent(name) for name in ("alpha", "beta")]
-    bad = Name("instance", alpha.instance)
-    plan = await planned(tokens.world, bad, Remedy.QUARANTINE, operator(tokens.world))
-    untaken = await tokens.delegate(alpha, beta)
-    taken = (await tokens.exchange(beta, await tokens.delegate(alpha, beta), resource=NOTES, scope="notes:read")).token
-    assert plan.answer(await database.commit(plan.write)).applied is Applied.DONE
-    # nothing waited for the grants, and nobody takes them up any more, also where the feed was not read yet
-    late = await tokens.exchange(beta, untaken, resource=NOTES, scope="notes:read")
-    assert late.refusal[2] in {"authorization.stopped", "authorization.subject_stopped"}
-    assert (await _told(tokens, bad, Remedy.QUARANTINE)).applied is Applied.ALREADY
-    assert not await _works(tokens, taken)
-    assert tokens.record()["details"]["grants"]
 
 
 async def test_a_stopped_grant_stays_stopped(world: World) -> None:

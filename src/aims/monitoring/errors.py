@@ -24,6 +24,10 @@ class MonitoringError(AimsError):
         held=("Somebody else holds the stop.", "Whoever stopped it, or an administrator, can resume it."),
         changed=("Somebody else changed this meanwhile.", "Look at it again and repeat the command."),
         refused=("The store did not accept the remediation.", "Try again; the log of the server has the cause."),
+        unfinished=(
+            "The stop stands, but not all that was handed on under it has ended.",
+            "Repeat the command; the log of the server has the cause.",
+        ),
         # configuration
         issuer_malformed=("This is not an issuer's https URL.", "No query, no fragment, no user, no default port."),
         jwks_malformed=("The transmitter's keys cannot be used.", "Give a JWK Set with public keys that have a kid."),

@@ -4,10 +4,8 @@
 feed, SETs into the outbox, record. Everything below the subject falls by the names in its credentials (``sub``,
 ``client_id``, actors, grant, instance). Doing a thing twice does it once.
 
-One thing has to be searched for: what an instance handed on. Once it is taken up, its tokens name the instance of the
-taker, so a quarantine also ends the grants that the instance gave, each with its whole tree, in the same Write. What is
-handed on and taken up between the look and that Write is not among them; the stop never waits for it, because whoever
-hands on without pause would then never be stopped. It ends with the next quarantine of the same instance.
+What an instance handed on ends with its quarantine as far as the look saw it. The Write never waits for what comes in
+between, because whoever hands on without pause would then never be stopped: after it, ``handed_on`` looks once more.
 """
 
 from __future__ import annotations
@@ -21,11 +19,11 @@ import sqlalchemy as sa
 
 from aims.audit.people import PERSON, Pseudonym, pseudonym
 from aims.audit.record import inert, recorder
-from aims.authorization.store import LEEWAY, STANDING, grant, revoked
 from aims.clock import Clock, IdSource
 from aims.credentials.model import Fence
 from aims.errors import AimsError
 from aims.monitoring.errors import MonitoringError
+from aims.monitoring.handed_on import NOTHING, STOP_CHANGED, Ending, Given, ending, given
 from aims.monitoring.judgement import judge
 from aims.monitoring.model import Applied, Cause, Remedied, Remedy, Standing
 from aims.monitoring.store import put_standing, read_standing
@@ -37,11 +35,6 @@ from aims.provisioning.registry.service import digest, state_change
 from aims.provisioning.registry.store import workload as workload_table
 from aims.storage.intent import Plan
 from aims.storage.write import Change, Effect, Name, Outcome, Record, Stop, Verdict, Write
-
-STOP_CHANGED: Final = "stop"
-"""The kind of a line of the feed that is a stop and nothing else."""
-
-_MOST_GIVEN: Final = 4096  # in one Write; more end when it is done again
 
 _GRANT: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -77,15 +70,14 @@ def no_signals(_name: Name, _remedy: Remedy, _cause: Cause) -> tuple[Effect, ...
 class View:
     """A subject as one snapshot of the database shows it.
 
-    ``agent`` is the workload of an agent or of an instance; ``given`` the roots of what an instance handed on and
-    nobody ended yet, each with the end of its last token in Unix seconds.
+    ``agent`` is the workload of an agent or of an instance; ``given`` is what an instance handed on and nobody ended.
     """
 
     standing: Standing
     registry: Registry
     agent: Workload | None = None
     person: Pseudonym | None = None
-    given: tuple[tuple[str, int], ...] = ()
+    given: Given = ()
 
 
 def agent_name(registry: Registry, name: str) -> Name:
@@ -113,10 +105,10 @@ def look(connection: sa.Connection, registry: Registry, subject: Name, agent: st
         except AimsError as error:
             raise MonitoringError("person_unknown") from error
     spiffe_id = subject.id
-    given: tuple[tuple[str, int], ...] = ()
+    handed_on: Given = ()
     if subject.kind == "instance":
         spiffe_id = _agent_of(connection, subject.id, agent)
-        given = _given_by(connection, subject.id)
+        handed_on = given(connection, subject)
     elif subject.kind != "agent":
         return View(standing=standing, registry=registry, person=known)
     row = connection.execute(
@@ -124,7 +116,7 @@ def look(connection: sa.Connection, registry: Registry, subject: Name, agent: st
     ).first()
     if row is not None and _revision(registry, spiffe_id) != row.revision:
         registry = Registry.load(connection, registry.trust_domain)
-    return View(standing=standing, registry=registry, agent=registry.workload_by_id(spiffe_id), given=given)
+    return View(standing=standing, registry=registry, agent=registry.workload_by_id(spiffe_id), given=handed_on)
 
 
 class Remediation:
@@ -162,11 +154,13 @@ class Remediation:
         if applied is Applied.DONE:
             more, changes = self._done(view, remedy, after)
             effects += [*more, *self._outgoing(subject, remedy, cause)]
-        ended = self._live(view) if remedy is Remedy.QUARANTINE and applied in {Applied.DONE, Applied.ALREADY} else ()
-        effects += [revoked(root, int(self._clock.now())) for root in ended]
-        changes += [Change(STOP_CHANGED, root, b"null", Stop(Name("grant", root), blocked=True)) for root in ended]
+        below = NOTHING
+        if remedy is Remedy.QUARANTINE and applied in {Applied.DONE, Applied.ALREADY}:
+            below = ending(view.given, self._clock.now())
+        effects += below.effects
+        changes += below.changes
         write = Write(
-            record=self._record(view, remedy, kind if applied is Applied.DONE else "", applied, cause, ended),
+            record=self._record(view, remedy, kind if applied is Applied.DONE else "", applied, cause, below),
             effects=tuple(effects),
             changes=tuple(changes),
         )
@@ -179,12 +173,8 @@ class Remediation:
             return effects, list(changes)
         return (), [Change(STOP_CHANGED, subject.id, b"null", Stop(subject, blocked=after.blocked))]
 
-    def _live(self, view: View) -> tuple[str, ...]:
-        now = self._clock.now()
-        return tuple(root for root, expires in view.given if expires > now - LEEWAY)
-
     def _record(  # noqa: PLR0917  inner function of one caller
-        self, view: View, remedy: Remedy, kind: str, applied: Applied, cause: Cause, ended: tuple[str, ...]
+        self, view: View, remedy: Remedy, kind: str, applied: Applied, cause: Cause, below: Ending
     ) -> Record:
         subject = view.standing.name
         by_admin = not cause.issuer
@@ -203,8 +193,7 @@ class Remediation:
             "principal": None if view.person is None else view.person.principal,
             "details": {"applied": applied.value, "agent": str(view.agent.spiffe_id) if view.agent else None},
         }
-        if ended:
-            fields["details"] |= {"grants": " ".join(ended)[:2048]}
+        fields["details"] |= below.details
         if view.agent is not None and kind and remedy in _STATES:
             fields["prev_state_digest"] = digest(view.agent)
         return recorder(refuse="admin.refuse" if by_admin else "signal.rejected", **fields)
@@ -217,18 +206,6 @@ def _agent_of(connection: sa.Connection, instance: str, agent: str) -> str:
     if found is not None and agent and agent != found:
         raise MonitoringError("instance_unknown", f"{instance} is of {found}")
     return str(found or agent)
-
-
-def _given_by(connection: sa.Connection, instance: str) -> tuple[tuple[str, int], ...]:
-    last = sa.func.max(grant.c.expires)
-    statement = (
-        sa.select(grant.c.root, last)
-        .where(grant.c.instance == instance, grant.c.revoked == 0, grant.c.root.not_like(f"{STANDING}%"))
-        .group_by(grant.c.root)
-        .order_by(last.desc(), grant.c.root)
-        .limit(_MOST_GIVEN)
-    )
-    return tuple((str(root), int(expires)) for root, expires in connection.execute(statement))
 
 
 def _as_registered(view: View) -> Standing:

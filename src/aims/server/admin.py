@@ -3,7 +3,8 @@
 1. The one Host of this door, and nothing that looks like a web page. 2. The peer's uid, as the kernel noted it, gives
 the roles. 3. The route exists.
 4. Policy decides ``administer`` on it, knowing whether the peer is, or descends from, a launched process. 5. The body
-is decoded. 6. The service plans, the door commits, the plan answers. A refusal at any step is recorded before it is
+is decoded. 6. The service plans, the door commits, the plan answers; a call
+that has to look again after its commit does so before the answer. A refusal at any step is recorded before it is
 answered; what cannot be recorded is not answered with success.
 """
 
@@ -99,7 +100,10 @@ class AdminCall:
 
 @dataclass(frozen=True, slots=True)
 class AdminRoute:
-    """One administrative call. ``name`` is what policy decides about; ``plan`` decides and the door commits."""
+    """One administrative call. ``name`` is what policy decides about; ``plan`` decides and the door commits.
+
+    ``then`` is done after a commit that succeeded and before its answer; what it raises is the answer instead.
+    """
 
     name: str
     method: str
@@ -107,6 +111,7 @@ class AdminRoute:
     body: type[Any]
     writes: bool
     plan: Callable[[AdminCall, Any], Awaitable[Plan[object]]]
+    then: Callable[[AdminCall, Any], Awaitable[None]] | None = None
 
 
 class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -161,7 +166,10 @@ class AdminDoor:
             # 6
             call = AdminCall(operator, decision, request_id, self._core.clock.now())
             plan = await route.plan(call, body)
-            answer = json_answer(plan.answer(await self._core.database.commit(plan.write)))
+            value = plan.answer(await self._core.database.commit(plan.write))
+            if route.then is not None:
+                await route.then(call, body)
+            answer = json_answer(value)
         except AimsError as error:
             answer = await self._refuse(error, operator, route_name, decision, request_id)
         await respond(send, answer)

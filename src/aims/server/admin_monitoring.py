@@ -93,7 +93,13 @@ class MonitoringCalls:
         )
         instances = (
             AdminRoute(
-                f"agent.{remedy}", "POST", f"/admin/v1/agents/{remedy}", InstanceBody, True, self._instance(remedy)
+                f"agent.{remedy}",
+                "POST",
+                f"/admin/v1/agents/{remedy}",
+                InstanceBody,
+                True,
+                self._instance(remedy),
+                self._finish if remedy is Remedy.QUARANTINE else None,
             )
             for remedy in INSTANCE
         )
@@ -132,6 +138,9 @@ class MonitoringCalls:
             return await self.remedied(call, Name("instance", body.instance), remedy, agent)
 
         return plan
+
+    async def _finish(self, call: AdminCall, body: InstanceBody) -> None:
+        await self._monitoring.handed_on.finish(Name("instance", body.instance), cause_of(call))
 
     def _person(self, remedy: Remedy) -> Any:
         async def plan(call: AdminCall, body: PersonBody) -> Plan[object]:

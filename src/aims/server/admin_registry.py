@@ -10,15 +10,17 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from aims.attestation import LaunchProfile, Selector
 from aims.identifiers import SpiffeId
+from aims.monitoring.handed_on import HandedOn, ending, given
 from aims.provisioning.join import JoinService
 from aims.provisioning.join_token import JoinToken
 from aims.provisioning.registry import store
-from aims.provisioning.registry.model import Entry, Kind, Node, Owner, Workload
-from aims.provisioning.registry.service import Cause, Demand, Registered, Registration, RegistryService
+from aims.provisioning.registry.model import Entry, Kind, Node, NodeState, Owner, Workload
+from aims.provisioning.registry.service import Also, Cause, Demand, Registered, Registration, RegistryService
 from aims.server.admin import AdminCall, AdminRoute, Nothing, reading
+from aims.server.admin_monitoring import cause_of
 from aims.server.core import Core
 from aims.storage.intent import Plan
-from aims.storage.write import Outcome
+from aims.storage.write import Name, Outcome
 
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
 Texts = Annotated[tuple[Text, ...], msgspec.Meta(max_length=64)]
@@ -97,6 +99,7 @@ class RegistryCalls:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._service = RegistryService(core.registry, lambda: core.tables, core.clock, core.ids)
+        self._handed_on = HandedOn(core.database, core.clock, core.ids)
         self._joins = JoinService(core.registry, lambda: core.tables, lambda: core.authority, core.clock, core.ids)
 
     def routes(self) -> tuple[AdminRoute, ...]:
@@ -112,7 +115,7 @@ class RegistryCalls:
             AdminRoute("entry.delete", "POST", "/admin/v1/entries/delete", EntryId, True, self._delete_entry),
             AdminRoute("node.token", "POST", "/admin/v1/nodes/token", NodeToken, True, self._node_token),
             AdminRoute("node.list", "GET", "/admin/v1/nodes", Nothing, False, self._list_nodes),
-            AdminRoute("node.ban", "POST", "/admin/v1/nodes/ban", NodeId, True, self._ban_node),
+            AdminRoute("node.ban", "POST", "/admin/v1/nodes/ban", NodeId, True, self._ban_node, self._finish_ban),
         )
 
     async def _register_owner(self, call: AdminCall, body: RegisterOwner) -> Plan[object]:
@@ -168,7 +171,17 @@ class RegistryCalls:
         return _shaped(plan, _join_token)
 
     async def _ban_node(self, call: AdminCall, body: NodeId) -> Plan[object]:
-        return _shaped(self._service.ban_node(node_id=body.node, cause=_cause(call)), _node)
+        node = Name("node", body.node)
+        if self._core.registry.node(body.node).state is NodeState.BANNED:
+            # whoever repeats a ban that did not come to its end has it finished, beside the refusal
+            await self._finish_ban(call, body)
+        handed_on = await self._core.database.read(lambda connection: given(connection, node))
+        below = ending(handed_on, call.now)
+        also = Also(below.effects, below.changes, below.details or None)
+        return _shaped(self._service.ban_node(node_id=body.node, cause=_cause(call), also=also), _node)
+
+    async def _finish_ban(self, call: AdminCall, body: NodeId) -> None:
+        await self._handed_on.finish(Name("node", body.node), cause_of(call))
 
     async def _list_owners(self, call: AdminCall, _: Nothing) -> Plan[object]:
         return reading(call, "owner.list", [_owner(owner) for owner in self._core.registry.owners])

@@ -36,6 +36,7 @@ STATUS: Final[Mapping[str, int]] = {
     "server.internal": 500,
     "server.busy": 503,
     "server.starting": 503,
+    "monitoring.unfinished": 503,
     "storage.conflict": 409,
     "storage.consumed": 409,
     "storage.replayed": 409,

@@ -15,6 +15,7 @@ from aims.monitoring import store
 from aims.monitoring.configuration import Configuration
 from aims.monitoring.delivery import Courier
 from aims.monitoring.errors import MonitoringError
+from aims.monitoring.handed_on import HandedOn
 from aims.monitoring.keys import SetKeys
 from aims.monitoring.peers import Peers
 from aims.monitoring.receiver import SignalReceiver
@@ -43,7 +44,7 @@ _log = logging.getLogger("aims.server")
 
 
 class Monitoring:
-    """What monitoring needs in one worker: peers in memory, remediation, receiver, courier."""
+    """What monitoring needs in one worker: peers in memory, remediation with its second look, receiver, courier."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -61,6 +62,7 @@ class Monitoring:
             ids=core.ids,
         )
         self.remediation = Remediation(clock=core.clock, ids=core.ids, outgoing=transmitter.outgoing)
+        self.handed_on = HandedOn(core.database, core.clock, core.ids)
         self.receiver = SignalReceiver(
             database=core.database,
             peers=self.peers,

@@ -83,6 +83,15 @@ class Registered:
     entry: Entry | None
 
 
+@dataclass(frozen=True, slots=True)
+class Also:
+    """What a layer above has happen in the same Write, and the record's ``details`` about it."""
+
+    effects: tuple[Effect, ...] = ()
+    changes: tuple[Change, ...] = ()
+    details: Mapping[str, str | int | bool | None] | None = None
+
+
 @dataclass(slots=True)
 class _Draft:
     """Effects and changes of one Write, gathered."""
@@ -218,7 +227,7 @@ class RegistryService:
         draft.effects.append(store.free_uids(entry))
         return self._plan(draft, self._entry_record("entry.delete", entry, cause, entry, None), entry, "changed")
 
-    def ban_node(self, *, node_id: str, cause: Cause) -> Plan[Node]:
+    def ban_node(self, *, node_id: str, cause: Cause, also: Also = Also()) -> Plan[Node]:
         """Ban a node for good: nothing is issued on it, and everything issued on it is dead at once.
 
         Raises: ProvisioningError ``node_unknown``, ``node_banned``; on commit ``changed``.
@@ -230,7 +239,9 @@ class RegistryService:
         draft = _Draft()
         stop = Stop(Name("node", node_id), blocked=True)
         draft.put(store.ban_node(node_id), "node", node_id, after, stop)
-        record = self._record("node.ban", "node.ban", str(before.spiffe_id), cause, before, after)
+        draft.effects += also.effects
+        draft.changes += also.changes
+        record = self._record("node.ban", "node.ban", str(before.spiffe_id), cause, before, after, also.details)
         return self._plan(draft, record, after, "changed")
 
     # --- parts
