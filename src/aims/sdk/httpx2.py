@@ -15,6 +15,7 @@ import httpx2
 import msgspec
 
 from aims.sdk.errors import CallRefusedError, SdkError
+from aims.sdk.open_connections import BlockingEndingTransport, EndingTransport
 from aims.sdk.proofs import AnswerFacts, Proof, RequestFacts
 from aims.tls import PeerRefused
 
@@ -52,13 +53,13 @@ class KnowingTransport(httpx2.AsyncBaseTransport):
 
     def __init__(self, context_of: Callable[[str], ssl.SSLContext]) -> None:
         self._context_of = context_of
-        self._transports: dict[ssl.SSLContext, httpx2.AsyncHTTPTransport] = {}
+        self._transports: dict[ssl.SSLContext, EndingTransport] = {}
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         context = self._context_of(str(request.url))
         transport = self._transports.get(context)
         if transport is None:
-            transport = httpx2.AsyncHTTPTransport(verify=context, trust_env=False)
+            transport = EndingTransport(context)
             self._transports[context] = transport
         with _peers_named(request.url):
             return await transport.handle_async_request(request)
@@ -73,13 +74,13 @@ class BlockingTransport(httpx2.BaseTransport):
 
     def __init__(self, context_of: Callable[[str], ssl.SSLContext]) -> None:
         self._context_of = context_of
-        self._transports: dict[ssl.SSLContext, httpx2.HTTPTransport] = {}
+        self._transports: dict[ssl.SSLContext, BlockingEndingTransport] = {}
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         context = self._context_of(str(request.url))
         transport = self._transports.get(context)
         if transport is None:
-            transport = httpx2.HTTPTransport(verify=context, trust_env=False)
+            transport = BlockingEndingTransport(context)
             self._transports[context] = transport
         with _peers_named(request.url):
             return transport.handle_request(request)

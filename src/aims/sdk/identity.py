@@ -24,13 +24,14 @@ from aims.authentication.target import covers
 from aims.clock import Clock, IdSource, SystemClock, SystemIds
 from aims.credentials.bundle import BundleSet
 from aims.credentials.errors import CredentialError
-from aims.credentials.mtls import expected_roots, peer_check
+from aims.credentials.mtls import expected_roots, peer_check, peer_svid
 from aims.credentials.x509_svid import X509Svid
 from aims.errors import AimsError
 from aims.identifiers import IdentifierError, SpiffeId
 from aims.sdk.errors import SdkError
 from aims.sdk.issuer_keys import IssuerKeys
 from aims.sdk.live import Live
+from aims.sdk.material import TlsMaterial
 from aims.sdk.node_state import Resource, Settings
 from aims.sdk.proofs import Proof, RequestFacts, bound_token, wimse
 from aims.sdk.workload_client import WorkloadClient
@@ -81,7 +82,7 @@ class Identity:
         self._issuer_keys: IssuerKeys | None = None
         self._transaction_keys: IssuerKeys | None = None
         self._nonces: dict[str, str] = {}
-        self._shown: object = None
+        self._shown: TlsMaterial | None = None
         self._map: tuple[Settings, ResourceMap] | None = None
         self._live.on_change(self._rotate)
 
@@ -380,23 +381,35 @@ class Identity:
         def check(chain: tuple[bytes, ...]) -> object:
             svid = known(chain)
             assert isinstance(svid, X509Svid)  # noqa: S101 -- what peer_check gives
-            enforcement = self._live.enforcement
-            if enforcement is not None and svid.fence is not None:
-                names = names_of(str(svid.spiffe_id), instance=svid.fence.instance)
-                if enforcement.stops.check(names, svid.fence.epoch) is Liveness.STOPPED:
-                    raise SdkError("peer_stopped", str(svid.spiffe_id))
+            if self._is_stopped(svid):
+                raise SdkError("peer_stopped", str(svid.spiffe_id))
             return svid
 
         return check
+
+    def _is_stopped(self, svid: X509Svid) -> bool:
+        enforcement = self._live.enforcement
+        if enforcement is None or svid.fence is None:
+            return False
+        names = names_of(str(svid.spiffe_id), instance=svid.fence.instance)
+        return enforcement.stops.check(names, svid.fence.epoch) is Liveness.STOPPED
 
     def _bundles(self) -> BundleSet:
         return self._live.require_tls().bundles
 
     def _rotate(self) -> None:
-        tls = self._live.tls
-        if tls is None or tls is self._shown:
-            return
+        tls, before = self._live.tls, self._shown
         self._shown = tls
+        if tls is None:
+            # Without an identity nobody is judged any more, so nobody is talked to.
+            self._review(lambda _: False)
+        elif tls is before:
+            # What else is news can only be a stop; certificates need not be verified again for that.
+            self._review(self._is_live)
+        else:
+            self._show(tls)
+
+    def _show(self, tls: TlsMaterial) -> None:
         for expected, context in self._clients.items():
             try:
                 context.update(tls.identity, expected_roots(tls.bundles, expected), self._check(expected))
@@ -405,6 +418,13 @@ class Identity:
                 context.update(tls.identity, (), self._check(expected))
         for server in self._servers:
             tls.identity.load_into(server)
+
+    def _review(self, accepts: Callable[[ssl.SSLObject | ssl.SSLSocket], bool]) -> None:
+        for context in self._clients.values():
+            context.review(accepts)
+
+    def _is_live(self, connection: ssl.SSLObject | ssl.SSLSocket) -> bool:
+        return not self._is_stopped(peer_svid(connection))
 
 
 def _exchange(subject: Token | str) -> dict[str, str]:

@@ -25,6 +25,7 @@ from aims.jose.jwks import parse_jwks
 from aims.sdk.errors import CallRefusedError, SdkError
 from aims.sdk.material import ProofKey
 from aims.sdk.node_state import Settings
+from aims.sdk.open_connections import EndingTransport
 
 WELL_KNOWN: Final = "/.well-known/oauth-authorization-server"
 TRANSACTIONS: Final = "/txn/token"
@@ -184,9 +185,8 @@ def _public(tls_ca: str) -> ssl.SSLContext:
 
 
 def _client(context: ssl.SSLContext) -> httpx2.AsyncClient:
-    transport = httpx2.AsyncHTTPTransport(verify=context, trust_env=False)
     return httpx2.AsyncClient(
-        transport=transport,
+        transport=EndingTransport(context),
         trust_env=False,
         timeout=SECONDS,
         follow_redirects=False,

@@ -46,6 +46,7 @@ class Listeners:
         self.mtls_context: RotatingContext
         self.public: Listener
         self.mtls: Listener
+        self._trusting = True  # whether the mTLS listener judges by what is known
 
     async def open(self) -> None:
         """Issue the certificates and build the routes."""
@@ -103,25 +104,33 @@ class Listeners:
             while True:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(changed.wait(), KEEPING_SECONDS)
-                bundle_changed = changed.is_set()
+                self._trusting = self._trusting and not changed.is_set()
                 changed.clear()
                 try:
-                    await self._turn(bundle_changed=bundle_changed)
+                    # First, and again until it is done: who was withdrawn must not stay because a renewal failed.
+                    if not self._trusting:
+                        self._trust()
+                    await self._turn()
                 except AimsError:
                     # The old certificate serves until it ends; the next turn tries again.
                     _log.exception("a certificate could not be renewed")
 
-    async def _turn(self, *, bundle_changed: bool) -> None:
+    def _trust(self) -> None:
+        """Judge the peers of the mTLS listener, also those that are connected, by the bundle of now."""
+        renew(self.mtls_context, self._mtls_shown.identity, self._bundles(), self._core.clock)
+        self._trusting = True
+
+    async def _turn(self) -> None:
         core = self._core
         now = core.clock.now()
         await core.keeper.turn(now)
         if now >= self._public_shown.renew_at:
             self._public_shown = await self._localhost()
             self._public_shown.identity.load_into(self.public_context)
-        if bundle_changed or now >= self._mtls_shown.renew_at:
-            if now >= self._mtls_shown.renew_at:
-                self._mtls_shown = await self._own_svid()
-            renew(self.mtls_context, self._mtls_shown.identity, self._bundles(), core.clock)
+        if now >= self._mtls_shown.renew_at:
+            self._mtls_shown = await self._own_svid()
+            self._trusting = False
+            self._trust()
 
     async def _localhost(self) -> Shown:
         plan = localhost(self._core.authority, clock=self._core.clock, ids=self._core.ids)

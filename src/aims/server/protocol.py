@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -64,6 +65,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refused = False
         self._deadline: asyncio.TimerHandle | None = None
         self._expect_request()
+
+    def end_unless(self, accepts: Callable[[Any], bool]) -> None:
+        """Abort the connection of a TLS peer who is not accepted any more."""
+        if not accepts(self._peer):
+            self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, which shows a header only once it is whole and skips empty lines in silence."""

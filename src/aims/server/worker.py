@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import uvicorn
@@ -25,6 +25,7 @@ import uvloop
 
 from aims.clock import SystemClock, SystemIds
 from aims.errors import AimsError
+from aims.server.acceptor import Acceptor, Handshakes
 from aims.server.admin import AdminDoor
 from aims.server.administration import routes
 from aims.server.core import Core
@@ -35,23 +36,56 @@ from aims.server.monitoring_routes import monitoring_of
 from aims.server.protocol import BoundedProtocol
 from aims.server.supervisor import WorkerOrder
 from aims.storage.database import Database
+from aims.tls import RotatingContext
 
 LOAD_SECONDS: Final = 20.0
 GRACE_SECONDS: Final = 5
 ORPHANED: Final = 75
 KEEP_ALIVE_SECONDS: Final = 30
+AT_ONCE: Final = 16
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its own signal handlers: one process has several of it, and one way to stop."""
+    """uvicorn without its own signal handlers: one process has several of it, and one way to stop.
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    Over TLS its connections come from our own acceptor, and end when a `RotatingContext` refuses their peer.
+    """
+
+    def __init__(self, config: uvicorn.Config, context: ssl.SSLContext | None) -> None:
         super().__init__(config)
         self.listening = asyncio.Event()
+        self._context = context
+        self._reviews: set[asyncio.Task[None]] = set()
+        if isinstance(context, RotatingContext):
+            context.on_change(self._review)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        if self._context is None:
+            await super().startup(sockets)
+        else:
+            handshakes = Handshakes(self._protocol, self._context)
+            acceptors: Any = [Acceptor(listener, handshakes) for listener in sockets or ()]
+            self.servers = acceptors
+            self.started = True
         self.listening.set()
+
+    def _protocol(self) -> BoundedProtocol:
+        return BoundedProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+    def _review(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._end_refused())
+        self._reviews.add(task)
+        task.add_done_callback(self._reviews.discard)
+
+    async def _end_refused(self) -> None:
+        # Thousands of certificates take a while to verify: the heartbeats of others must not wait for it.
+        context = self._context
+        assert isinstance(context, RotatingContext)  # noqa: S101 -- only its changes come here
+        for number, connection in enumerate(tuple(self.server_state.connections)):
+            if number % AT_ONCE == AT_ONCE - 1:
+                await asyncio.sleep(0)
+            if isinstance(connection, BoundedProtocol):
+                connection.end_unless(context.still_accepts)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -63,21 +97,20 @@ def _shared(descriptors: tuple[int, ...]) -> list[socket.socket]:
 
 
 def _server(app: App, context: ssl.SSLContext | None = None) -> _Server:
-    return _Server(
-        uvicorn.Config(
-            app,
-            http=BoundedProtocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-            ssl_context_factory=None if context is None else lambda *_: context,
-        )
+    config = uvicorn.Config(
+        app,
+        http=BoundedProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        ssl_context_factory=None if context is None else lambda *_: context,
     )
+    return _Server(config, context)
 
 
 async def work(order: WorkerOrder) -> None:

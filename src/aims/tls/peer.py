@@ -38,7 +38,15 @@ def peer(connection: object, kind: type[_T]) -> _T:
     return found
 
 
-def _judge(connection: ssl.SSLObject | ssl.SSLSocket, check: Check) -> object:
+def chain_of(connection: object) -> tuple[bytes, ...]:
+    """Return the certificates that the check of this connection saw, as DER, leaf first; empty before it passed.
+
+    They are kept because OpenSSL must not be asked while another thread waits in the same connection.
+    """
+    return connection._chain if isinstance(connection, _CheckedObject | _CheckedSocket) else ()  # noqa: SLF001
+
+
+def _judge(connection: _CheckedObject | _CheckedSocket, check: Check) -> object:
     if connection.session_reused:
         raise PeerRefused.because(TlsError("resumed"))
     chain = presented(connection)
@@ -50,12 +58,14 @@ def _judge(connection: ssl.SSLObject | ssl.SSLSocket, check: Check) -> object:
         raise PeerRefused.because(error) from error
     if found is None:
         raise PeerRefused.because(TlsError("no_peer", "the check returned nothing"))
+    connection._chain = chain  # noqa: SLF001
     return found
 
 
 class _CheckedObject(ssl.SSLObject):
     _check: Check
     _peer: object = None
+    _chain: tuple[bytes, ...] = ()
 
     def do_handshake(self) -> None:
         super().do_handshake()
@@ -75,6 +85,7 @@ class _CheckedObject(ssl.SSLObject):
 class _CheckedSocket(ssl.SSLSocket):
     _check: Check
     _peer: object = None
+    _chain: tuple[bytes, ...] = ()
 
     def do_handshake(self, block: bool = False) -> None:
         super().do_handshake(block)

@@ -1,15 +1,19 @@
 """A context whose identity and trust change while it is in use.
 
 Servers and clients keep one ``SSLContext`` for their whole life. This one hands each new connection to an inner context
-that is replaced as a whole, with or without a server name from the client. Connections that are open keep their keys;
-whether their peer would still be accepted is a question that their owner can ask, and must ask on each change.
+that is replaced as a whole, with or without a server name from the client. Connections that are open keep their keys,
+but whoever is refused now is refused on an open connection too. A context cannot close what others opened over it, so a
+client says with `end_when_refused` how that is done; a server knows all its connections, and asks `still_accepts` of
+each on a change.
 """
 
 from __future__ import annotations
 
 import ssl
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from cryptography import x509
 
@@ -17,8 +21,9 @@ from aims.errors import AimsError
 from aims.tls.context import client_context, mtls_server_context
 from aims.tls.errors import TlsError
 from aims.tls.identity import TlsIdentity
-from aims.tls.peer import Check
-from aims.tls.presented import presented
+from aims.tls.peer import Check, chain_of
+
+Connection = ssl.SSLObject | ssl.SSLSocket
 
 
 class RotatingContext(ssl.SSLContext):
@@ -31,6 +36,8 @@ class RotatingContext(ssl.SSLContext):
     _check: Check
     _protocols: list[str] | None
     _hooks: list[Callable[[], None]]
+    _open: WeakKeyDictionary[Connection, Callable[[], None]]
+    _opening: threading.Lock
     _serves: bool
 
     @classmethod
@@ -51,11 +58,12 @@ class RotatingContext(ssl.SSLContext):
         self._serves = protocol == ssl.PROTOCOL_TLS_SERVER
         self._protocols = None
         self._hooks = []
+        self._open, self._opening = WeakKeyDictionary(), threading.Lock()
         self.update(identity, roots, check)
         return self
 
     def update(self, identity: TlsIdentity | None, roots: Iterable[x509.Certificate], check: Check) -> None:
-        """Use these for every handshake that ends from now on, then call the hooks.
+        """Use these for every handshake that ends from now on, `review` the open connections, and call the hooks.
 
         If the new identity or roots cannot be loaded, nothing changes.
 
@@ -70,6 +78,7 @@ class RotatingContext(ssl.SSLContext):
         if self._protocols is not None:
             inner.set_alpn_protocols(self._protocols)
         self._check, self._inner = check, inner
+        self.review(self.still_accepts)
         for hook in tuple(self._hooks):
             hook()
 
@@ -77,13 +86,39 @@ class RotatingContext(ssl.SSLContext):
         """Call ``hook`` after each update; connections that `still_accepts` refuses can be closed there."""
         self._hooks.append(hook)
 
-    def still_accepts(self, connection: ssl.SSLObject | ssl.SSLSocket) -> bool:
+    def still_accepts(self, connection: Connection) -> bool:
         """Tell whether the peer of an open connection would pass the check now."""
-        chain = presented(connection)
+        chain = chain_of(connection)
         try:
             return bool(chain) and self._check(chain) is not None
         except AimsError:
             return False
+
+    def end_when_refused(self, connection: Connection, end: Callable[[], None]) -> None:
+        """Have ``end`` called once the peer of an open connection is refused; now, if it is so already.
+
+        For any thread. ``end`` must not block, and must not keep ``connection`` alive; it is called in the thread that
+        makes the change.
+        """
+        with self._opening:
+            self._open[connection] = end
+        # The check may have changed between the end of the handshake and here.
+        if not self.still_accepts(connection):
+            self._end(connection)
+
+    def review(self, accepts: Callable[[Connection], bool]) -> None:
+        """End each open connection that ``accepts`` says no to."""
+        with self._opening:
+            known = tuple(self._open)
+        for connection in known:
+            if not accepts(connection):
+                self._end(connection)
+
+    def _end(self, connection: Connection) -> None:
+        with self._opening:
+            end = self._open.pop(connection, None)
+        if end is not None:
+            end()
 
     def _judge(self, chain: tuple[bytes, ...]) -> object:
         return self._check(chain)
