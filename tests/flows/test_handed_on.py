@@ -244,8 +244,8 @@ async def test_a_stop_that_cannot_look_again_says_so_and_is_finished_by_its_repe
     monkeypatch.setattr(place.server.core.database, "read", _second_fails(tokens.database.read, between))
     status, answer = await (place.quarantine(bad) if stop == "quarantine" else place.ban("desk"))
     assert (status, answer["error"]) == (503, "monitoring.unfinished")
-    kind, id_ = ("instance", bad.instance) if stop == "quarantine" else ("node", "desk")
-    assert tokens.stops[Name(kind, id_)].blocked
+    stopped = Name("instance", bad.instance) if stop == "quarantine" else Name("node", "desk")
+    assert tokens.stops[stopped].blocked
     assert await place.works(late[0])
     monkeypatch.undo()
     status, answer = await (place.quarantine(bad) if stop == "quarantine" else place.ban("desk"))
