@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +15,12 @@ from tests.flows.token_world import ISSUER, MTLS, NOTES, Agent, token_policy
 from tests.flows.transaction_world import ACCESS, TOKEN_TYPE, TransactionWorld, open_transaction_world
 
 from aims.audit.people import agent_principal
+from aims.authentication.errors import AuthenticationError
+from aims.authentication.liveness import StopLine, StopView
+from aims.authentication.replay import MemoryWindow
 from aims.authorization.access_token import HEADER as ACCESS_HEADER
-from aims.authorization.transactions.transaction_token import HEADER
+from aims.authorization.transactions.transaction_token import HEADER, TransactionTokenVerifier
+from aims.authorization.transactions.verification import Operation, TransactionVerifier
 from aims.clock import IdSource, SystemClock
 from aims.jose import sign_now
 from aims.jose.jwks import parse_jwks
@@ -316,6 +321,65 @@ async def test_a_replacement_carries_the_transaction_on_and_never_widens_it(worl
         assert (refused.status, refused.json["aims_error"]) == (400, f"authorization.{reason}"), change
     same = await world.replace(world.inner, text, request_details='{"copies":3,"note":"n-1"}')
     assert same.status == 200
+
+
+async def test_only_whom_the_purpose_names_carries_a_transaction_on(world: TransactionWorld) -> None:
+    agent, thief = await world.agent("researcher"), await world.agent("thief")
+    text = (await world.ask(world.edge, await world.own(agent))).token
+    refused = (400, "unauthorized_client", "authorization.txn_kind")
+    # an agent that got hold of the text, the agent whose right it is, and a service that is not named
+    for who in (thief, agent):
+        assert (await world.replace(who, text)).refusal == refused
+    assert world.record()["type"] == "token.refuse"
+    assert (await world.replace(world.inner, text)).status == 200
+    every = 'replacers = ["/services/*"]'
+    world.world.policy = token_policy((every, 'replacers = ["/services/inner"]'))
+    assert (await world.replace(world.inner, text)).status == 200
+    assert (await world.replace(world.edge, text)).refusal == refused
+    # nothing said is nobody
+    world.world.policy = token_policy((every, ""))
+    for who in (world.inner, world.edge, agent):
+        assert (await world.replace(who, text)).refusal == refused
+    assert (await world.ask(world.edge, await world.own(agent))).status == 200
+
+
+def _judged(world: TransactionWorld, text: str, verifier: TransactionTokenVerifier) -> str:
+    """What a tool says that has heard all stops: "accept" or the reason."""
+    stops = StopView(world.clock, world.trust_domain)
+    stops.full(world.seq, [StopLine(row.name.kind, row.name.id, row.seq, row.blocked) for row in world.stops.values()])
+    stops.heartbeat(world.seq)
+    operation = Operation(name="share", purposes=frozenset({"notes:share"}), callers=frozenset({"a caller"}))
+    tool = TransactionVerifier(verifier, stops, MemoryWindow(world.clock), world.clock)
+    try:
+        tool.examine(SimpleNamespace(agent="a caller", txn_token=text), operation, {"note": "n-1", "copies": 3})
+    except AuthenticationError as error:
+        return error.reason
+    return "accept"
+
+
+@pytest.mark.parametrize(("told", "blocked"), [(True, True), (False, False)])
+@pytest.mark.parametrize("place", [0, 1, 2])
+async def test_a_stop_of_any_workload_that_asked_ends_the_transaction(
+    world: TransactionWorld, told: bool, place: int, blocked: bool
+) -> None:
+    agent, last = await world.agent("researcher"), await world.run_service("last")
+    chain = [world.edge, world.inner, await world.run_service("outer")]
+    texts = [(await world.ask(world.edge, await world.own(agent))).token]
+    for service in chain[1:]:
+        texts.append((await world.replace(service, texts[-1])).token)
+    verifier = (await world.txn_keys.current()).verifier
+    assert [_judged(world, text, verifier) for text in texts] == ["accept"] * 3
+    await world.stop(Name("agent", chain[place].id), blocked=blocked, told=told)
+    # what was asked for before its turn goes on; from its turn on everything has ended, at the service and at tools
+    answers = [await world.replace(last, text) for text in texts]
+    ended = (*REQUEST, "authorization.subject_stopped")
+    assert [answer.refusal if answer.status != 200 else 200 for answer in answers] == [200] * place + [ended] * (
+        3 - place
+    )
+    world.follow()
+    verdicts = ["accept"] * place + ["stopped"] * (3 - place)
+    assert [_judged(world, text, verifier) for text in texts] == verdicts
+    assert [_judged(world, answer.token, verifier) for answer in answers[:place]] == verdicts[:place]
 
 
 async def test_a_forged_or_expired_predecessor(world: TransactionWorld) -> None:

@@ -118,6 +118,7 @@ resource = "notes"
 scopes = ["notes:read", "notes:write"]
 lifetime = 60
 single_use = true
+replacers = ["/services/*"]
 
 [[purposes.details]]
 member = "note"

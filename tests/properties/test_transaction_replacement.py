@@ -37,6 +37,7 @@ resource = "bank"
 scopes = ["pay"]
 lifetime = 60
 single_use = true
+replacers = ["/services/*"]
 
 [[purposes.details]]
 member = "amount"
@@ -83,7 +84,7 @@ def replaced(text: str, hop: str, purpose: str, wanted: Any, now: int) -> Transa
     )
     held = cast("Held", SimpleNamespace(verifier=verifier(), ends=START + 10**6))
     memory = cast("Memory", SimpleNamespace(stops={}, trust_domain=TD))
-    client = cast("Client", SimpleNamespace(id=hop))
+    client = cast("Client", SimpleNamespace(id=hop, spiffe_id=SpiffeId.parse_workload(hop)))
     return Derivation(client, None, request, TABLES, memory, now, 7).replaced(held, refuse_loops=False)[1]
 
 

@@ -181,9 +181,12 @@ class Purpose(Row, frozen=True):
     lifetime: Annotated[int, Meta(ge=1, le=CREDENTIAL_LIMITS["txn-token"])]
     single_use: bool
     details: Annotated[tuple[Detail, ...], Meta(max_length=64)] = ()
+    replacers: Annotated[tuple[Pattern, ...], Meta(max_length=64)] = ()
+    """Patterns of the workloads that may ask with a Txn-Token of this purpose for one of their own; empty is nobody."""
 
     def __post_init__(self) -> None:
         _distinct("scopes", self.scopes)
+        _distinct("replacers", self.replacers)
         _distinct("details", tuple(detail.member for detail in self.details))
 
 

@@ -250,6 +250,10 @@ class Tables:
             raise PolicyError("purpose", f"purposes.{row.name} asks for the scopes {missing}")
         return row
 
+    def may_replace(self, purpose: Purpose, workload: SpiffeId) -> bool:
+        """Tell whether a workload may replace a Txn-Token of this purpose by one of its own."""
+        return any(matches(pattern, workload, self._own) for pattern in purpose.replacers)
+
     def transmitter(self, issuer: str, event: str, subject: SpiffeId | None, action: SignalAction) -> Transmitter:
         """Return the transmitter's row if it may cause ``action`` on ``subject`` by ``event``.
 

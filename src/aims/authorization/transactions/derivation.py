@@ -92,11 +92,7 @@ class Derivation:
         # 5. nothing in it was stopped
         self._require_alive(before.names, before.epoch)
         # 6. the purpose fits
-        if self.wanted.purpose not in before.purposes:
-            raise TransactionError("txn_wider", ascii(self.wanted.purpose[:200]))
-        row = next((row for row in self.tables.rows.purposes if row.purpose == self.wanted.purpose), None)
-        if row is None:
-            raise TransactionError("txn_scope", "the policy has no such purpose any more")
+        row = self._kept_purpose(before)
         # 7. the details stay: to leave one out is to lift a limit
         details = before.details if self.wanted.details is None else self.wanted.details
         for member, value in details.items():
@@ -127,6 +123,17 @@ class Derivation:
             details=details,
             context={**before.context, **self.wanted.context},
         )
+
+    def _kept_purpose(self, before: TransactionToken) -> Purpose:
+        if self.wanted.purpose not in before.purposes:
+            raise TransactionError("txn_wider", ascii(self.wanted.purpose[:200]))
+        row = next((row for row in self.tables.rows.purposes if row.purpose == self.wanted.purpose), None)
+        if row is None:
+            raise TransactionError("txn_scope", "the policy has no such purpose any more")
+        # whoever only holds the text of a token, from a log or on the way, has no right to carry it on
+        if not self.tables.may_replace(row, self.client.spiffe_id):
+            raise TransactionError("txn_kind", f"purposes.{row.name} does not let {self.client.id} replace")
+        return row
 
     def _access_token(self, verifier: AccessTokenVerifier) -> AccessToken:
         try:

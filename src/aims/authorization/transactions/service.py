@@ -6,7 +6,8 @@
     4. the subject token: signature, issuer, times; an access token must    txn_subject, subject_presenter,
        be for the asking service, or the asking client's own and proved     subject_proof
     5. nothing in it was stopped                                            subject_stopped
-    6. the purpose fits what the subject token holds                        txn_scope, txn_wider
+    6. the purpose fits what the subject token holds; a replacement is for  txn_scope, txn_wider,
+       a workload that the purpose names                                    txn_kind
     7. the details fit the purpose; a replacement only narrows              txn_details, txn_changed
     8. policy                                                               txn_policy
     9. life within the purpose's, and within the transaction's              txn_over, txn_replacements, txn_loop
@@ -14,7 +15,8 @@
 
 The presenter of a bound access token has either received it as its audience, from a caller that proved the key there,
 or it is the client that the token was issued to and proves the key here. Nobody else has a right to carry it on. The
-Txn-Token itself is bound hop by hop, by the proof that covers it, so no binding is lost.
+Txn-Token itself is bound hop by hop, by the proof that covers it, so no binding is lost; it names nobody who may carry
+it on, so the table of purposes does.
 """
 
 from __future__ import annotations

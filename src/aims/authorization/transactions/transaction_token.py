@@ -14,6 +14,9 @@ A Txn-Token is no credential: it is only read for a caller whose own proof cover
 
 Private claims, documented as such: ``grant_id``, ``instance``, ``epoch`` (the fence), ``req_wl_chain`` (who asked
 before ``req_wl``, oldest first) and ``txn_iat`` (when the transaction began), the last two only in replacements.
+
+A stop of any workload in it ends a token and all its replacements. ``instance`` is that of the agent that acts: what
+the instance of a requester asked for outlives its quarantine by the rest of the transaction, ``MAX_LIFETIME`` at most.
 """
 
 from __future__ import annotations
