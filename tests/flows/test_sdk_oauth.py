@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import pytest
@@ -118,6 +118,51 @@ async def test_a_bound_token_says_who_calls_for_whom_and_with_which_right() -> N
             with pytest.raises(SdkError, match=r"sdk\.scope_insufficient"):
                 caller.require_scope(*needed)
         assert (await it.ask(it.headers(it.text(audience="urn:refunds")))).status == 200
+
+
+async def test_a_tool_holds_a_request_against_what_the_token_allows_exactly() -> None:
+    refund = {"type": "refund", "amount": 5, "to": {"account": "DE00", "tags": ["a", "b"]}}
+    async with place() as it:
+        assert (await it.ask(it.headers(it.text(details=(refund, {"type": "look"}))))).status == 200
+        assert (await it.ask(it.headers(it.text()))).status == 200
+        told, silent = it.callers
+    first, second = told.authorization_details
+    assert (first["type"], first["amount"], first["to"]["tags"], dict(second)) == (
+        "refund",
+        5,
+        ("a", "b"),
+        {"type": "look"},
+    )
+    told.require_details("look")
+    told.require_details("refund", amount=5, to={"tags": ["a", "b"], "account": "DE00"})
+    to = first["to"]
+    for kind, members in (
+        ("refund", {"amount": 6, "to": to}),
+        ("refund", {"amount": 5.0, "to": to}),
+        ("refund", {"amount": "5", "to": to}),
+        ("refund", {"amount": 5}),
+        ("refund", {"amount": 5, "to": {"account": "DE00", "tags": ["b", "a"]}}),
+        ("refund", {"amount": 5, "to": to, "more": True}),
+        ("refund", {}),
+        ("look", {"amount": 5, "to": to}),
+        ("other", {}),
+    ):
+        with pytest.raises(SdkError, match=r"sdk\.details_insufficient"):
+            told.require_details(kind, **members)
+    # a token that says no more than its scopes allows nothing exactly
+    assert silent.authorization_details == ()
+    with pytest.raises(SdkError, match=r"sdk\.details_insufficient"):
+        silent.require_details("refund", amount=5, to=to)
+    # the application cannot widen it
+    first = cast("Any", first)
+    for change in (
+        lambda: setattr(told, "authorization_details", ()),
+        lambda: first.__setitem__("amount", 500),
+        lambda: first["to"].__setitem__("account", "mine"),
+        lambda: first["to"]["tags"].append("c"),
+    ):
+        with pytest.raises((AttributeError, TypeError)):
+            change()
 
 
 FAULTS = [

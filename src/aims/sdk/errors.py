@@ -72,6 +72,10 @@ class SdkError(AimsError):
         issuer_unreachable=("The authorization server cannot be reached.", "Try again; `aims doctor` says why."),
         issuer_invalid=("The authorization server's answer cannot be believed.", "Check the server's address."),
         scope_insufficient=("The caller's token does not hold the scope that this needs.", "Ask for a wider token."),
+        details_insufficient=(
+            "The caller's token does not allow exactly this.",
+            "Ask for a token whose authorization_details say what is to be done.",
+        ),
         no_caller=(
             "No request is being served here.",
             "Ask inside of a request that came through the middleware.",

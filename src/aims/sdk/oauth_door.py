@@ -9,7 +9,8 @@
     7. the proof is younger than the window, and is spent        window_starting, dpop_replay, window_unavailable
     8. liveness again, for 7 was awaited                         stopped, state_unknown
 
-Whether the scope reaches is the tool's question: ``Caller.require_scope``.
+Whether the scope reaches, and what exactly was allowed beside it, are the tool's questions: ``Caller.require_scope``
+and ``Caller.require_details``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from aims.authentication.request import HttpRequest
 from aims.authorization.access_token import AccessToken, AccessTokenVerifier, Presentation
 from aims.authorization.errors import AuthorizationError
 from aims.clock import Clock
-from aims.sdk.caller import Caller
+from aims.sdk.caller import Caller, read_only
 from aims.sdk.issuer_keys import IssuerKeys
 from aims.sdk.live import Enforcement
 from aims.sdk.node_state import Resource
@@ -84,6 +85,7 @@ class OauthDoor:
             expires=token.expires,
             epoch=token.epoch,
             names=token.names,
+            authorization_details=read_only(token.details) if token.details else (),
         )
 
     async def _token(
