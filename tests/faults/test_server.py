@@ -89,11 +89,12 @@ async def server(folder: Path) -> AsyncIterator[Server]:
 
 
 async def test_a_second_supervisor_is_refused_with_the_fix(server: Server) -> None:
-    await server.start()
+    process = await server.start()
     status, text = await output_of(server.argv())
     assert status == 1
     assert "storage.locked" in text
-    assert "fix: `aims up` already runs here: stop it first" in text
+    assert f"is held by process {process.pid}" in text
+    assert "fix: Stop the process that holds it (its number is in the detail)" in text
     answer = await server.status()
     assert answer["writable"]
 
@@ -166,6 +167,18 @@ async def test_workers_end_with_their_supervisor_and_the_next_one_starts_over_th
     await server.start()
     answer = await server.status()
     assert answer["writable"]
+
+
+async def test_a_restart_keeps_what_was_said_of_this_hosts_node(server: Server) -> None:
+    await server.start()
+    with server.admin() as client:
+        client.call("POST", "/admin/v1/nodes/token", {"node": "local", "selectors": ["node:rack-7"]})
+    assert server.process is not None
+    await server.process.end()
+    await server.start()
+    with server.admin() as client:
+        (node,) = client.call("GET", "/admin/v1/nodes")
+    assert (node["id"], node["state"], node["selectors"]) == ("local", "active", ["node:rack-7"])
 
 
 async def test_a_worker_that_dies_is_started_again(server: Server) -> None:

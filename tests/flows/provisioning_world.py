@@ -224,7 +224,7 @@ class World:
             self.joins.create_token(node_id=node, url=URL, ca=CA, cause=cause(), lifetime=lifetime, **more)
         )
 
-    async def node(self, name: str = "laptop", selectors: frozenset[Selector] = frozenset()) -> Node:
+    async def node(self, name: str = "laptop", selectors: frozenset[Selector] | None = frozenset()) -> Node:
         """A node that has joined."""
         token = await self.token(name, selectors=selectors)
         await self.commit(self.joins.join(secret=token.secret, node_id=name, csr=request(), request_id=self.ids.new()))

@@ -11,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from tests.flows.provisioning_world import World, cause, open_world, request
 
+from aims.attestation import Selector
 from aims.clock import IdSource, SystemClock
 from aims.credentials import x509_svid
 from aims.credentials.bundle import BundleSet
@@ -87,6 +88,23 @@ async def test_a_wrong_node_or_secret_is_refused_and_spends_nothing(world: World
         assert record["resource"] is None
         assert record["decision"]["reason"] == "storage.consumed"
     assert str((await _join(world, token.secret, "laptop")).spiffe_id).endswith("/nodes/laptop")
+
+
+async def test_a_token_that_says_nothing_of_selectors_leaves_those_that_the_node_has(world: World) -> None:
+    rack = frozenset({Selector.parse("node:rack-7")})
+    assert (await world.node("fresh", None)).selectors == frozenset()
+    await world.node("laptop", rack)
+    seen = world.registry.seq
+    again = await world.token("laptop", selectors=None)
+    assert (world.registry.node("laptop").selectors, world.registry.seq) == (rack, seen)
+    await _join(world, again.secret, "laptop")
+    assert world.registry.node("laptop").selectors == rack
+    await world.token("laptop")
+    assert world.registry.node("laptop").selectors == frozenset()
+    await world.commit(world.admin.ban_node(node_id="laptop", cause=cause()))
+    with pytest.raises(ProvisioningError) as refused:
+        await world.token("laptop", selectors=None)
+    assert refused.value.reason == "node_banned"
 
 
 async def test_a_token_works_once(world: World) -> None:

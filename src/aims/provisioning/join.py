@@ -75,12 +75,13 @@ class JoinService:
         ca: bytes,
         cause: Cause,
         lifetime: int = 0,
-        selectors: frozenset[Selector] = frozenset(),
+        selectors: frozenset[Selector] | None = frozenset(),
     ) -> Plan[JoinToken]:
         """Make a token for one node id, good for ``lifetime`` seconds (0: as long as the policy says, limit 1 h).
 
         ``ca`` is the SHA-256 of the CA certificate that the node is to believe at ``url``. ``selectors`` are facts
-        about the node that entries may demand; they are bound to it now.
+        about the node that entries may demand; they are bound to it now, in place of those that it had. None leaves a
+        node that is known as it is.
 
         Raises: ProvisioningError ``name_malformed``, ``name_reserved``, ``node_banned``, ``join_token_lifetime``,
             ``join_token_malformed``; PolicyError ``identifier``, ``lifetime``.
@@ -117,14 +118,23 @@ class JoinService:
         return Plan(write, lambda outcome: settled(outcome, token, "changed"))
 
     def _expect(
-        self, node_id: str, spiffe_id: SpiffeId, selectors: frozenset[Selector], now: int
+        self, node_id: str, spiffe_id: SpiffeId, selectors: frozenset[Selector] | None, now: int
     ) -> tuple[tuple[Effect, ...], tuple[Change, ...]]:
         if not self._registry.has_node(node_id):
-            node = Node(id=node_id, spiffe_id=spiffe_id, state=NodeState.EXPECTED, selectors=selectors, created=now)
+            node = Node(
+                id=node_id,
+                spiffe_id=spiffe_id,
+                state=NodeState.EXPECTED,
+                selectors=selectors or frozenset(),
+                created=now,
+            )
             return (store.insert_node(node),), (store.changed("node", node_id, node),)
         before = self._registry.node(node_id)
         if before.state is NodeState.BANNED:
             raise ProvisioningError("node_banned", node_id)
+        if selectors is None:
+            # Nothing is written, so that nothing that others write meanwhile is undone; a ban is seen at the joining.
+            return (), ()
         after = Node(
             id=node_id,
             spiffe_id=spiffe_id,

@@ -82,11 +82,11 @@ class EntryId(_Body, frozen=True):
 
 
 class NodeToken(_Body, frozen=True):
-    """``lifetime`` in seconds, 0 for what the policy says."""
+    """``lifetime`` in seconds, 0 for what the policy says. ``selectors`` null: a known node keeps those that it has."""
 
     node: Text
     lifetime: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 0
-    selectors: Texts = ()
+    selectors: Texts | None = ()
 
 
 class NodeId(_Body, frozen=True):
@@ -165,7 +165,7 @@ class RegistryCalls:
             url=self._core.public_url,
             ca=hashlib.sha256(self._core.authority.tls_ca.public_bytes(Encoding.DER)).digest(),
             lifetime=body.lifetime,
-            selectors=_selectors(body.selectors),
+            selectors=None if body.selectors is None else _selectors(body.selectors),
             cause=_cause(call),
         )
         return _shaped(plan, _join_token)

@@ -69,11 +69,15 @@ async def serve(
 
 
 async def local_join_token(settings: Settings) -> str:
-    """Ask the running server for a token for this host's node, as its administrator."""
+    """Ask the running server for a token for this host's node, as its administrator.
+
+    What an operator has said of the node outlives a restart.
+    """
+    wanted = {"node": LOCAL_NODE, "selectors": None}
 
     def ask() -> str:
         with AdminClient(settings.admin_socket, "start of this host's node") as client:
-            return str(client.call("POST", "/admin/v1/nodes/token", {"node": LOCAL_NODE})["token"])
+            return str(client.call("POST", "/admin/v1/nodes/token", wanted)["token"])
 
     return await asyncio.to_thread(ask)
 

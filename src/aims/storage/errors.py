@@ -22,7 +22,7 @@ class StorageError(AimsError):
         io=("The disk of the database does not work.", "Check the disk and the log of the system."),
         locked=(
             "Another supervisor runs on this database.",
-            "`aims up` already runs here: stop it first, or give this one a folder of its own.",
+            "Stop the process that holds it (its number is in the detail), or give this one a folder of its own.",
         ),
         not_a_database=("The file is not a database.", "Check the path."),
         not_migrated=("The database has not the tables of this version.", "Run: aims server migrate"),
