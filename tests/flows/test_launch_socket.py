@@ -9,41 +9,24 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
+from tests.flows.launch_world import PATIENCE, Client, Table, start
 
-from aims.attestation import LaunchProfile
 from aims.cli.run_client import measure_for_registration
 from aims.clock import IdSource, SystemClock
-from aims.identifiers import SpiffeId, TrustDomain
 from aims.node import launch as launch_module
 from aims.node import launch_socket, peer
-from aims.node.approvals import Approved
 from aims.node.errors import NodeError
 from aims.node.launch import Launcher
-from aims.node.launch_protocol import MAX_PACKET, Ended, Refused, Signal, Start, Started, encode, parse_reply
+from aims.node.launch_protocol import MAX_PACKET, Ended, Refused, Signal, Started, encode
 from aims.node.launches import Launches
 from aims.node.peer import Peer, peer_of
 
 PYTHON = os.path.realpath(sys.executable)
-PATIENCE = 20.0
-
-
-class Table:
-    """Approvals in memory."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, Approved] = {}
-
-    def approve(self, name: str, profile: LaunchProfile | None = None) -> None:
-        spiffe_id = SpiffeId.agent(TrustDomain("local.test"), name)
-        self.rows[name] = Approved(profile=profile or "unmeasured", launch_uids=frozenset(), spiffe_id=spiffe_id)
-
-    def approved(self, name: str) -> Approved | None:
-        return self.rows.get(name)
 
 
 @pytest.fixture
@@ -62,43 +45,6 @@ async def launcher(table: Table, tmp_path: Path, clock: SystemClock, ids: IdSour
     assert not launcher.running()
 
 
-class Client:
-    """A client that says what it likes."""
-
-    def __init__(self, folder: Path) -> None:
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MAX_PACKET)
-        self.socket.connect(os.fspath(folder / "launch.sock"))
-        self.socket.setblocking(False)
-
-    def send(self, packet: bytes, descriptors: Sequence[int] = ()) -> None:
-        socket.send_fds(self.socket, [packet], list(descriptors))
-
-    async def receive(self) -> Started | Refused | Ended | None:
-        async with asyncio.timeout(PATIENCE):
-            packet = await asyncio.get_running_loop().sock_recv(self.socket, MAX_PACKET)
-        return parse_reply(packet) if packet else None
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
-
-
-def _start(*argv: str, name: str = "alpha", terminal: int = -1) -> bytes:
-    return encode(
-        Start(
-            version=1,
-            name=name,
-            argv=tuple(map(os.fsencode, argv)),
-            environment=((b"PATH", b"/usr/bin:/bin"),),
-            umask=0o22,
-            terminal=terminal,
-        )
-    )
-
-
 @pytest.fixture
 def streams() -> Iterator[list[int]]:
     null = os.open("/dev/null", os.O_RDWR)
@@ -108,7 +54,7 @@ def streams() -> Iterator[list[int]]:
     os.close(folder)
 
 
-GOOD = msgspec.msgpack.decode(_start("/bin/true"))
+GOOD = msgspec.msgpack.decode(start("/bin/true"))
 HOSTILE = {
     "nothing that is a message": b"\xff\xff",
     "text": b'{"argv": []}',
@@ -151,7 +97,7 @@ async def test_an_oversize_packet_is_refused(launcher: Launcher, tmp_path: Path,
     assert isinstance(answer, Refused)
     assert answer.code == "node.request_too_large"
     with pytest.raises(NodeError, match="request_too_large"):
-        _start("/bin/true", "x" * MAX_PACKET)
+        start("/bin/true", "x" * MAX_PACKET)
 
 
 def _open_descriptors() -> int:
@@ -177,13 +123,13 @@ async def test_wrong_descriptors_are_refused_and_closed(launcher: Launcher, tmp_
     ]
     for descriptors in cases:
         with Client(tmp_path) as client:
-            client.send(_start("/bin/true"), descriptors)
+            client.send(start("/bin/true"), descriptors)
             answer = await client.receive()
         assert isinstance(answer, Refused), descriptors
         assert answer.code == "node.descriptors", descriptors
     # a terminal that is none
     with Client(tmp_path) as client:
-        client.send(_start("/bin/true", terminal=0), streams)
+        client.send(start("/bin/true", terminal=0), streams)
         answer = await client.receive()
     assert isinstance(answer, Refused)
     assert answer.code == "node.descriptors"
@@ -203,26 +149,6 @@ async def test_a_client_that_says_nothing_is_sent_away(
     assert answer.code == "node.request_slow"
 
 
-async def test_the_number_of_waiting_clients_is_bounded(
-    launcher: Launcher, tmp_path: Path, streams: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(launch_module, "MAX_WAITING", 2)
-    with Client(tmp_path) as first, Client(tmp_path), Client(tmp_path) as third:
-        answer = await third.receive()
-        assert isinstance(answer, Refused)
-        assert answer.code == "node.launches_full"
-        # whoever was there first is served
-        first.send(_start("/bin/true"), streams)
-        assert isinstance(await first.receive(), Started)
-        assert await first.receive() == Ended(status=0, signal=0)
-    monkeypatch.setattr(launch_module, "MAX_LAUNCHES", 0)
-    with Client(tmp_path) as client:
-        client.send(_start("/bin/true"), streams)
-        answer = await client.receive()
-    assert isinstance(answer, Refused)
-    assert answer.code == "node.launches_full"
-
-
 async def test_the_socket_is_private_and_its_path_is_bounded(
     launcher: Launcher, tmp_path: Path, table: Table, clock: SystemClock, ids: IdSource
 ) -> None:
@@ -235,9 +161,9 @@ async def test_the_socket_is_private_and_its_path_is_bounded(
 async def test_what_a_client_says_after_its_start_is_a_signal_or_the_end(
     launcher: Launcher, tmp_path: Path, streams: list[int]
 ) -> None:
-    for packet in (b"garbage", msgspec.msgpack.encode(["signal", 9]), _start("/bin/true")):
+    for packet in (b"garbage", msgspec.msgpack.encode(["signal", 9]), start("/bin/true")):
         with Client(tmp_path) as client:
-            client.send(_start("/bin/sleep", "60"), streams)
+            client.send(start("/bin/sleep", "60"), streams)
             assert isinstance(await client.receive(), Started)
             client.send(packet, [streams[0]] * 20)
             assert await client.receive() == Ended(status=0, signal=signal.SIGHUP)
@@ -272,7 +198,7 @@ async def test_a_launch_is_known_by_its_pidfd_until_it_ends(
     launcher._launches = Launches(pidfs=pidfs)
     listener, connection = await _connected(tmp_path)
     with listener, Client(tmp_path) as client:
-        client.send(_start(PYTHON, "-I", "-c", CONNECT), streams)
+        client.send(start(PYTHON, "-I", "-c", CONNECT), streams)
         started = await client.receive()
         assert isinstance(started, Started)
         async with asyncio.timeout(PATIENCE):
@@ -302,7 +228,7 @@ async def test_a_launch_is_known_by_its_pidfd_until_it_ends(
 async def test_each_launch_is_an_instance_of_its_own(launcher: Launcher, tmp_path: Path, streams: list[int]) -> None:
     with Client(tmp_path) as first, Client(tmp_path) as second:
         for client in (first, second):
-            client.send(_start("/bin/sleep", "60"), streams)
+            client.send(start("/bin/sleep", "60"), streams)
         answers = [await first.receive(), await second.receive()]
         instances = {answer.instance for answer in answers if isinstance(answer, Started)}
         assert len(instances) == 2
@@ -331,7 +257,7 @@ async def test_an_executable_written_between_measuring_and_running_gets_no_crede
     executed = asyncio.Event()
     launcher._on_start = lambda _: executed.set()
     with Client(tmp_path) as client:
-        client.send(_start(str(tool), "60"), streams)
+        client.send(start(str(tool), "60"), streams)
         assert isinstance(await client.receive(), Started)
         (launch,) = launcher.running()
         async with asyncio.timeout(PATIENCE):
@@ -357,7 +283,7 @@ async def test_an_executable_replaced_between_measuring_and_running_does_not_run
 
     monkeypatch.setattr(Launcher, "_look", swap)
     with Client(tmp_path) as client:
-        client.send(_start(str(tool)), streams)
+        client.send(start(str(tool)), streams)
         assert isinstance(await client.receive(), Started)
         # the measured file ran: /bin/false would end with 1
         assert await client.receive() == Ended(status=0, signal=0)
@@ -388,7 +314,7 @@ async def test_a_node_without_descriptors_rests_and_serves_again(
     launcher._listener = Empty()  # type: ignore[assignment]  # stands in for a full table of descriptors
     launcher._listen()
     with Client(tmp_path) as client:
-        client.send(_start("/bin/true"), streams)
+        client.send(start("/bin/true"), streams)
         assert isinstance(await client.receive(), Started)
     assert len(calls) == 3
 
@@ -403,7 +329,7 @@ async def test_an_upgrade_under_a_running_program_is_no_change_of_it_but_a_writt
     executed = asyncio.Event()
     launcher._on_start = lambda _: executed.set()
     with Client(tmp_path) as client:
-        client.send(_start(str(tool), "60"), streams)
+        client.send(start(str(tool), "60"), streams)
         assert isinstance(await client.receive(), Started)
         async with asyncio.timeout(PATIENCE):
             await executed.wait()
@@ -447,13 +373,13 @@ async def test_a_refusal_names_what_differs_and_keeps_its_detail(
 ) -> None:
     table.approve("alpha", measure_for_registration(["/bin/true"], tmp_path))
     with Client(tmp_path) as client:
-        client.send(_start("/bin/echo", "x"), streams)
+        client.send(start("/bin/echo", "x"), streams)
         answer = await client.receive()
     assert isinstance(answer, Refused)
     assert answer.code == "node.launch_mismatch"
     assert answer.differs == ("executable", "arguments")
     with Client(tmp_path) as client:
-        client.send(_start("/bin/true", name="beta"), streams)
+        client.send(start("/bin/true", name="beta"), streams)
         answer = await client.receive()
     assert isinstance(answer, Refused)
     assert (answer.code, answer.differs) == ("node.not_registered", ())

@@ -29,10 +29,11 @@ from aims.attestation import UNMEASURED, AttestationError, LaunchProfile, UnixEv
 from aims.clock import Clock, IdSource
 from aims.node import environment
 from aims.node.approvals import Approvals, Approved
+from aims.node.connection_limits import ConnectionLimits, Seats
 from aims.node.errors import NodeError
 from aims.node.gate_control import Gate, Identity
 from aims.node.launch_protocol import Ended, Start, refusal, started, variables
-from aims.node.launch_socket import Descriptors, bind, receive_signal, receive_start, reply
+from aims.node.launch_socket import Descriptors, Waiting, bind, receive_signal, receive_start, reply
 from aims.node.launches import Launch, Launches
 from aims.node.measure import Measured, Measurer, homes_of
 from aims.node.peer import Peer, peer_of
@@ -42,8 +43,8 @@ GRACE = 10.0
 """Seconds between asking a program to end and SIGKILL."""
 
 MAX_LAUNCHES = 1024
-MAX_WAITING = 64
-"""Connections that have not yet led to a launch."""
+WAITING = ConnectionLimits(total=128, per_uid=64, per_process=8)
+"""Connections that have not yet led to a launch. One that says nothing goes as soon as another needs its place."""
 
 BREATH = 0.5
 """Seconds without new connections after the system had no descriptors left."""
@@ -75,6 +76,7 @@ class Launcher:
         on_end: Callable[[Launch], None] = _nothing,
         mode: int = 0o600,
         grace: float = GRACE,
+        waiting: ConnectionLimits = WAITING,
     ) -> None:
         self._approvals = approvals
         self._node = node
@@ -87,6 +89,7 @@ class Launcher:
         self._measurer = Measurer(clock)
         self._measuring = asyncio.Semaphore(MEASURING)
         self._launches = Launches()
+        self._seats = Seats(waiting)
         self._listener: socket.socket | None = None
         self._tasks: set[asyncio.Future[None]] = set()
         self._launching: set[asyncio.Task[None]] = set()
@@ -170,29 +173,37 @@ class Launcher:
             loop.call_later(BREATH, self._listen)
             return
         connection.setblocking(False)
-        if len(self._launching) >= MAX_WAITING:
+        waiting = Waiting(connection)
+        if not self._seats.take(waiting.seat):
             reply(connection, refusal(NodeError("launches_full")))
             connection.close()
             return
-        task = asyncio.get_running_loop().create_task(self._serve(connection))
+        waiting.task = task = asyncio.get_running_loop().create_task(self._serve(waiting))
         self._launching.add(task)
         task.add_done_callback(self._launching.discard)
+        # a task that is cancelled before its first step closes nothing by itself
+        task.add_done_callback(lambda _: self._leave(waiting))
         self._keep(task)
+
+    def _leave(self, waiting: Waiting) -> None:
+        self._seats.leave(waiting.seat)
+        waiting.connection.close()
 
     def _keep(self, task: asyncio.Future[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self, connection: socket.socket) -> None:
-        with connection:
-            try:
-                launch = await self._launch(connection)
-            except (NodeError, AttestationError) as error:
-                reply(connection, refusal(error))
-                return
-            if launch is not None:
-                self._launching.discard(cast("asyncio.Task[None]", asyncio.current_task()))
-                await self._accompany(connection, launch)
+    async def _serve(self, waiting: Waiting) -> None:
+        connection = waiting.connection
+        try:
+            launch = await self._launch(waiting)
+        except (NodeError, AttestationError) as error:
+            reply(connection, refusal(error))
+            return
+        if launch is not None:
+            self._launching.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+            self._seats.leave(waiting.seat)
+            await self._accompany(connection, launch)
 
     async def _accompany(self, connection: socket.socket, launch: Launch) -> None:
         """Forward signals until the program ends; end it when the client leaves."""
@@ -224,9 +235,11 @@ class Launcher:
             launch.send_group(signal.SIGKILL)
             await asyncio.shield(launch.ended)
 
-    async def _launch(self, connection: socket.socket) -> Launch | None:
+    async def _launch(self, waiting: Waiting) -> Launch | None:
+        connection = waiting.connection
         with peer_of(connection) as peer:
             received = await receive_start(connection)
+            waiting.silent = False
             if received is None:
                 return None
             start, descriptors = received

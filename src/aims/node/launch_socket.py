@@ -6,13 +6,16 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import select
 import socket
 import stat
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from aims.node.connection_limits import Seat
 from aims.node.errors import NodeError
 from aims.node.launch_protocol import (
     DESCRIPTORS,
@@ -24,12 +27,14 @@ from aims.node.launch_protocol import (
     Started,
     encode,
     parse_request,
+    refusal,
 )
 
 MAX_PATH_OCTETS = 100
 PATIENCE = 5.0
 """Seconds from connecting to the request."""
 
+_CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _O_PATH = os.O_PATH
 _STDIO_KINDS = frozenset({stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR})
 
@@ -56,6 +61,32 @@ def bind(path: Path, mode: int = 0o600) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+class Waiting:
+    """A connection that has not yet led to a launch, and its seat, which it may lose for as long as it is silent."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        pid, uid, _ = _CREDENTIALS.unpack(
+            connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        )
+        self.connection = connection
+        self.silent = True
+        self.task: asyncio.Task[None] | None = None
+        self.seat = Seat(uid=uid, pid=pid, idle=self._idle, evict=self._evict)
+
+    def _idle(self) -> bool:
+        if not self.silent:
+            return False
+        # what has been sent and not been read yet is no silence
+        poll = select.poll()
+        poll.register(self.connection, select.POLLIN)
+        return not poll.poll(0)
+
+    def _evict(self) -> None:
+        reply(self.connection, refusal(NodeError("request_slow", "others were waiting")))
+        if self.task is not None:
+            self.task.cancel()
 
 
 class Descriptors:
