@@ -229,6 +229,31 @@ async def test_an_older_event_never_undoes_a_newer_one(world: World) -> None:
     assert (await remedied(world, agent, Remedy.RESUME)).applied is Applied.DONE
 
 
+async def test_what_one_transmitter_lifted_makes_nobody_elses_stop_stale(world: World) -> None:
+    agent = await _agent(world)
+    now = world.clock.now()
+
+    async def said(remedy: Remedy, ago: int, issuer: str) -> Applied:
+        return (await remedied(world, agent, remedy, signal(world, at=now - ago, issuer=issuer))).applied
+
+    one, other = OTHER, "https://idp.example"
+    assert await said(Remedy.SUSPEND, 40, one) is Applied.DONE
+    assert await said(Remedy.RESUME, 20, one) is Applied.DONE
+    # older than that resumption, which was about another stop
+    assert await said(Remedy.SUSPEND, 30, other) is Applied.DONE
+    assert world.registry.workload("researcher").state is State.SUSPENDED
+    assert await said(Remedy.RESUME, 10, one) is Applied.HELD
+    assert await said(Remedy.RESUME, 25, other) is Applied.DONE
+    # each party's own older stop is stale, and after an administrator everybody's
+    assert await said(Remedy.SUSPEND, 21, one) is Applied.STALE
+    assert await said(Remedy.SUSPEND, 26, other) is Applied.STALE
+    assert await said(Remedy.SUSPEND, 24, other) is Applied.DONE
+    assert (await remedied(world, agent, Remedy.RESUME)).applied is Applied.DONE
+    for issuer in (one, other, "https://third.example"):
+        assert await said(Remedy.SUSPEND, 2, issuer) is Applied.STALE
+    assert world.registry.workload("researcher").state is State.ACTIVE
+
+
 async def test_only_who_stopped_or_an_administrator_resumes(world: World) -> None:
     agent = await _agent(world)
     now = world.clock.now()

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import create_engine, inspect, text
 from tests.postgres import Cluster
 
 from aims.clock import IdSource, SystemClock
+from aims.monitoring.judgement import judge
+from aims.monitoring.model import Applied, Cause, Remedy, Said
+from aims.monitoring.store import read_standing
 from aims.server.database import all_tables, migrate, newest, prepare
 from aims.storage.database import Database
 from aims.storage.engine import Location, connect_sqlite
 from aims.storage.errors import StorageError
 from aims.storage.lock import LeaderLock, SupervisorLock
-from aims.storage.write import Write
+from aims.storage.write import Name, Write
 
 
 def _engine_url(url: str) -> str:
@@ -45,6 +49,29 @@ def test_the_tables_go_down_and_up_again(database_url: str) -> None:
     migrate(database_url)
     migrate(database_url)
     prepare(database_url)
+
+
+def test_a_standing_from_before_keeps_its_order_of_events(database_url: str) -> None:
+    migrate(database_url, "0006")
+    engine = create_engine(_engine_url(database_url))
+    agent, other, idp = Name("agent", "spiffe://local.test/agents/a"), Name("person", "p"), "https://idp.example/a'b"
+    with engine.begin() as connection:
+        for name, blocked, held_by in ((agent, False, ""), (other, True, idp)):
+            row = (name.kind, name.id, blocked, held_by, 20_000, 10_000, 0, 3)
+            connection.execute(
+                text("INSERT INTO standing VALUES (:a, :b, :c, :d, :e, :f, :g, :h)"),
+                dict(zip("abcdefgh", row, strict=True)),
+            )
+    migrate(database_url)
+    with engine.connect() as connection:
+        resumed, stopped = read_standing(connection, agent), read_standing(connection, other)
+    engine.dispose()
+    assert (resumed.resumed_at, resumed.revision, resumed.said) == (10_000, 3, {"admin": Said(0, 10_000)})
+    assert stopped.said == {"admin": Said(0, 10_000), idp: Said(20_000, 0)}
+    cause = Cause(txn="t", at=9_000, request_id="r", decision={}, member={}, issuer=idp)
+    assert judge(resumed, Remedy.SUSPEND, cause)[0] is Applied.STALE
+    assert judge(stopped, Remedy.RESUME, cause)[0] is Applied.STALE
+    assert judge(stopped, Remedy.RESUME, replace(cause, at=30_000))[0] is Applied.DONE
 
 
 def test_a_file_is_migrated_by_itself_and_postgresql_only_on_demand(cluster: Cluster, tmp_path: Path) -> None:

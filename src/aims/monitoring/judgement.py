@@ -1,8 +1,10 @@
 """Whether a remedy still has to be done: order of events, and in whose name a stop stands. Pure.
 
-Events arrive in any order, and an old one may be replayed. An older event never undoes a newer one: a stop that is
-older than the last resumption is stale, and so is a resumption that is not newer than the last stop. Stops add up. What
-a transmitter stopped only that transmitter or an administrator lifts; what two stopped, an administrator.
+Events arrive in any order, and an old one may be replayed. An older event never undoes a newer one: a stop is stale
+if its own transmitter, or an administrator, lifted one since, and a resumption that is not newer than the last stop of
+its own transmitter. What a transmitter lifts is its own and says nothing about the stops of others, so it makes none of
+theirs stale. Stops add up. What a transmitter stopped only that transmitter or an administrator lifts; what two
+stopped, an administrator.
 
 Times are compared by whole seconds, because that is what ``iat`` holds; within one second the stop wins.
 """
@@ -32,9 +34,11 @@ def judge(standing: Standing, remedy: Remedy, cause: Cause, *, retired: bool = F
 
 
 def _stop(standing: Standing, cause: Cause) -> tuple[Applied, Standing]:
-    if cause.issuer and _before(cause.at, standing.resumed_at):
+    own = standing.said_by(cause.holder)
+    if cause.issuer and _before(cause.at, max(own.lifted_at, standing.said_by(ADMIN).lifted_at)):
         return Applied.STALE, standing
-    after = replace(standing, stopped_at=max(standing.stopped_at, cause.at))
+    own = own._replace(stopped_at=max(own.stopped_at, cause.at))
+    after = replace(standing, stopped_at=max(standing.stopped_at, cause.at), said={**standing.said, cause.holder: own})
     if not standing.blocked:
         return Applied.DONE, replace(after, blocked=True, held_by=cause.holder)
     if ADMIN in {cause.holder, standing.held_by}:
@@ -52,14 +56,22 @@ def _revoke(standing: Standing, cause: Cause) -> tuple[Applied, Standing]:
 
 
 def _lift(standing: Standing, cause: Cause) -> tuple[Applied, Standing]:
-    if cause.issuer and not _before(standing.stopped_at, cause.at):
+    own = standing.said_by(cause.holder)
+    if cause.issuer and not _before(own.stopped_at, cause.at):
         return Applied.STALE, standing
     if not standing.blocked:
         # It lifted nothing, so it makes nobody's stop stale.
         return Applied.ALREADY, standing
     if cause.issuer and standing.held_by != cause.issuer:
         return Applied.HELD, standing
-    return Applied.DONE, replace(standing, blocked=False, held_by="", resumed_at=max(standing.resumed_at, cause.at))
+    own = own._replace(lifted_at=max(own.lifted_at, cause.at))
+    return Applied.DONE, replace(
+        standing,
+        blocked=False,
+        held_by="",
+        resumed_at=max(standing.resumed_at, cause.at),
+        said={**standing.said, cause.holder: own},
+    )
 
 
 def _before(one: int, other: int) -> bool:

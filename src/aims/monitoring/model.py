@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from aims.storage.write import Name
 
@@ -79,12 +79,20 @@ class Cause:
         return self.issuer or ADMIN
 
 
+class Said(NamedTuple):
+    """When one party last stopped a subject, and when it last lifted a stop: times of events, 0 for never."""
+
+    stopped_at: int = 0
+    lifted_at: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
     """How a subject stands. Times are those of events, in Unix milliseconds, 0 for never.
 
     ``held_by``: who may lift the stop: an issuer, ``admin``, or ``several`` (then only an administrator), "" while
-    there is none. ``revision`` is 0 where there is no row yet.
+    there is none. ``stopped_at``, ``resumed_at`` and ``revoked_at`` are of whoever did it last; ``said`` is what each
+    issuer did, and ``admin``. ``revision`` is 0 where there is no row yet.
     """
 
     name: Name
@@ -94,6 +102,11 @@ class Standing:
     resumed_at: int = 0
     revoked_at: int = 0
     revision: int = 0
+    said: Mapping[str, Said] = field(default_factory=dict)
+
+    def said_by(self, holder: str) -> Said:
+        """Return what one party did."""
+        return self.said.get(holder, Said())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

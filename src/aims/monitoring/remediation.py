@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -216,15 +216,7 @@ def _as_registered(view: View) -> Standing:
     blocked = view.agent.state is not State.ACTIVE
     if blocked == standing.blocked:
         return standing
-    return Standing(
-        name=standing.name,
-        blocked=blocked,
-        held_by="admin" if blocked else "",
-        stopped_at=standing.stopped_at,
-        resumed_at=standing.resumed_at,
-        revoked_at=standing.revoked_at,
-        revision=standing.revision,
-    )
+    return replace(standing, blocked=blocked, held_by="admin" if blocked else "")
 
 
 def _answer(outcome: Outcome, subject: Name, remedy: Remedy, applied: Applied, cause: Cause) -> Remedied:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from aims.monitoring.model import Due, Receiver, Standing
+from aims.monitoring.model import Due, Receiver, Said, Standing
 from aims.storage.schema import Number, metadata
 from aims.storage.write import Change, Effect, Name
 
@@ -22,8 +23,10 @@ standing = sa.Table(
     sa.Column("resumed_at", Number, nullable=False),
     sa.Column("revoked_at", Number, nullable=False),
     sa.Column("revision", Number, nullable=False),
+    sa.Column("said", sa.Text(), nullable=False, server_default="{}"),
 )
-"""What remediation did to a subject. Each remedy moves the revision: of two that decide at once, one decides anew."""
+"""What remediation did to a subject. Each remedy moves the revision: of two that decide at once, one decides anew.
+``said`` is JSON: for each party that stopped or lifted, ``[stopped_at, lifted_at]``."""
 
 transmitter = sa.Table(
     "signal_transmitter",
@@ -95,6 +98,8 @@ CHANGED: Final = "signal_peer"
 KEPT_DAYS: Final = 30
 """How long accepted, sent and dead events are kept."""
 
+_said: Final = msgspec.json.Decoder(dict[str, Said])
+
 _INSERT_STANDING: Final = sa.insert(standing)
 _UPDATE_STANDING: Final = (
     sa.update(standing)
@@ -110,6 +115,7 @@ _UPDATE_STANDING: Final = (
         resumed_at=sa.bindparam("new_resumed_at"),
         revoked_at=sa.bindparam("new_revoked_at"),
         revision=sa.bindparam("new_revision"),
+        said=sa.bindparam("new_said"),
     )
 )
 
@@ -129,6 +135,7 @@ def read_standing(connection: sa.Connection, name: Name) -> Standing:
         resumed_at=row.resumed_at,
         revoked_at=row.revoked_at,
         revision=row.revision,
+        said=_said.decode(row.said),
     )
 
 
@@ -141,6 +148,7 @@ def put_standing(before: Standing, after: Standing) -> Effect:
         "resumed_at": after.resumed_at,
         "revoked_at": after.revoked_at,
         "revision": before.revision + 1,
+        "said": msgspec.json.encode(after.said, order="deterministic").decode("utf-8"),
     }
     if before.revision == 0:
         return Effect(_INSERT_STANDING, {"kind": after.name.kind, "id": after.name.id} | row, must_match=True)
