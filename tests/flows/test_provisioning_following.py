@@ -73,7 +73,7 @@ async def test_a_keeper_takes_over_what_another_did(
     changed: list[str] = []
     other.feed.subscribe(lambda event: changed.append(event.kind), lambda: None)
     other.feed.start(asyncio.get_running_loop())
-    await _until(lambda: other.feed.head_seen_at is not None)
+    await _until(other.feed.fresh)
     clock.offset += LIFE[Purpose.X509_CA] / 2 + 1
     assert await world.keeper.step(Purpose.WIT_SVID, Step.PREPARE, SCHEDULE)
     await _until(lambda: changed == ["authority"])

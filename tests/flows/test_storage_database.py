@@ -22,7 +22,7 @@ from aims.server.database import all_tables, migrate, newest, prepare
 from aims.storage.database import Database
 from aims.storage.engine import Location, connect_sqlite
 from aims.storage.errors import StorageError
-from aims.storage.lock import LeaderLock, SupervisorLock
+from aims.storage.lock import SupervisorLock
 from aims.storage.write import Name, Write
 
 
@@ -172,28 +172,6 @@ def test_a_second_supervisor_is_refused(database_url: str, tmp_path: Path) -> No
     first.release()
     second = SupervisorLock(location, tmp_path / "data")
     second.release()
-
-
-def test_one_of_two_supervisors_leads_a_postgresql_database(postgresql_url: str, cluster: Cluster) -> None:
-    location = Location.parse(postgresql_url)
-    one, two = LeaderLock(location), LeaderLock(location)
-    try:
-        assert one.acquire()
-        assert one.acquire(), "still the leader"
-        assert not two.acquire()
-        with cluster.admin() as admin:
-            admin.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'aims-leader'"
-            )
-        with pytest.raises(StorageError) as caught:
-            one.acquire()
-        assert caught.value.code == "storage.unreachable"
-        two.release()
-        assert two.acquire()
-        assert not one.acquire()
-    finally:
-        one.release()
-        two.release()
 
 
 async def test_each_start_is_a_writer_of_its_own(

@@ -79,11 +79,6 @@ class Committer:
         since = self._since
         return not self._down and (since is None or self._clock.monotonic() - since < _PATIENCE)
 
-    @property
-    def failing(self) -> str:
-        """The reason why the database cannot be written at present, or ""."""
-        return self._down
-
     def start(self) -> None:
         """Connect, register this writer and start the thread. Raises ``StorageError``."""
         self._session = self._connect()

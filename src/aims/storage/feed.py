@@ -1,8 +1,8 @@
 """Read the change feed: every process learns of every change, in order, and can prove that it is up to date.
 
 A reader wakes when somebody commits a change (datagram on one host, NOTIFY between hosts) and reads once a second in
-any case. That read is the proof of being alive: ``head_seen_at`` says when this process last knew that it had applied
-everything up to ``head``.
+any case. That read is the proof of being alive: ``fresh`` says whether this process knew not long ago that it had
+applied everything up to ``head``.
 """
 
 from __future__ import annotations
@@ -86,11 +86,6 @@ class Feed:
     def head(self) -> int:
         """The number up to which all subscribers have seen everything: the ``seen`` of a ``Write``."""
         return self._applied[0]
-
-    @property
-    def head_seen_at(self) -> float | None:
-        """When (monotonic) ``head`` was last known to be the end of the feed; None before the first full state."""
-        return self._applied[1]
 
     def fresh(self, seconds: float = READ_SECONDS) -> bool:
         """Whether a heartbeat may say that this process has read to the head at most so many seconds ago."""
