@@ -1,20 +1,14 @@
-"""What the authorization server says about itself is what it does; what a resource says leads to it."""
+"""What the authorization server says about itself is what it does."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-import msgspec
 from tests.flows.provisioning_world import policy
-from tests.flows.token_world import ISSUER, MTLS, NOTES, TokenWorld, open_token_world, token_policy
+from tests.flows.token_world import ISSUER, MTLS, TokenWorld, open_token_world
 
-from aims.authorization.metadata import (
-    challenge,
-    resource_metadata,
-    resource_metadata_url,
-    server_metadata,
-)
+from aims.authorization.metadata import server_metadata
 from aims.authorization.routes import JWKS, REVOCATION, TOKEN, document
 from aims.clock import IdSource, SystemClock
 from aims.jose.jwks import parse_jwks
@@ -99,21 +93,3 @@ async def test_a_document_is_public_or_an_error() -> None:
     assert (b"access-control-allow-origin", b"*") in sent[0]["headers"]
     assert (b"cache-control", b"no-store") in sent[2]["headers"]
     assert b"nobody may see" not in sent[3]["body"]
-
-
-def test_a_resource_points_to_its_authorization_server() -> None:
-    tables = token_policy().tables
-    said = msgspec.json.decode(resource_metadata(tables.resource("notes"), ISSUER))
-    assert said["resource"] == NOTES
-    assert said["authorization_servers"] == [ISSUER]
-    assert said["bearer_methods_supported"] == ["header"]
-    assert said["tls_client_certificate_bound_access_tokens"] is True
-    plain = msgspec.json.decode(resource_metadata(tables.resource("plain"), ISSUER))
-    assert "tls_client_certificate_bound_access_tokens" not in plain
-    assert resource_metadata_url(NOTES) == "https://localhost:9443/.well-known/oauth-protected-resource/mcp-oauth"
-    assert resource_metadata_url("https://a.test") == "https://a.test/.well-known/oauth-protected-resource"
-    assert challenge(NOTES) == (
-        'Bearer resource_metadata="https://localhost:9443/.well-known/oauth-protected-resource/mcp-oauth"'
-    )
-    assert challenge(NOTES, error="insufficient_scope", scope="a b").endswith('error="insufficient_scope", scope="a b"')
-    assert challenge(NOTES, scheme="DPoP").startswith("DPoP resource_metadata=")

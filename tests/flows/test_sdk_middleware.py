@@ -227,7 +227,7 @@ async def test_a_nested_resource_is_judged_by_its_own_profile_however_its_path_i
 async def test_open_paths_are_exact_and_show_no_identity() -> None:
     async with place() as it:
         it.guarded = Middleware(it.app, it.served, open_paths=["/health"])
-        assert (await it.ask([("x-forwarded-user", "root")], path="/health")).status == 200
+        assert (await it.ask([("x-forwarded-user", "root"), ("Txn-Token", "a.b.c")], path="/health")).status == 200
         assert it.app.scopes[0]["headers"] == [(b"host", b"tool.example")]
         assert it.app.callers == []
         assert (await it.ask([], path="/health/x")).status == 404

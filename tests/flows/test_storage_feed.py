@@ -180,9 +180,7 @@ def test_a_head_that_went_back_asks_for_everything(database: Database) -> None:
     assert change.name == "change"
 
 
-def test_a_broken_subscriber_is_reloaded_and_hides_no_one_but_the_proof(
-    database: Database, clock: SystemClock
-) -> None:
+def test_a_broken_subscriber_is_reloaded_and_hides_no_one_but_the_proof(database: Database, clock: SystemClock) -> None:
     bad, good = Seen(), Seen()
     database.feed.subscribe(bad.handle, bad.reload)
     database.feed.subscribe(good.handle, good.reload)

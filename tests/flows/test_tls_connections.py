@@ -17,7 +17,7 @@ from tests.properties.tls_material import (
     CLOCK,
     FOREIGN,
     IMPOSTOR,
-    OTHER_TD,
+    OWN_BUNDLES,
     TD,
     TOOL,
     A,
@@ -188,7 +188,7 @@ def test_a_removed_trust_domain_loses_its_open_connection(run: Run) -> None:
                 assert await reader.readexactly(5) == b"hello"
                 ends.append((reader, writer))
             assert tool.peers == [FOREIGN, AGENT]
-            renew(context, Workload(TOOL).identity, BUNDLES.without(OTHER_TD), CLOCK, own=TD)
+            renew(context, Workload(TOOL).identity, OWN_BUNDLES, CLOCK, own=TD)
             (foreign, foreign_writer), (own, own_writer) = ends
             with pytest.raises((OSError, ssl.SSLError, asyncio.IncompleteReadError)):
                 await foreign.readexactly(1)

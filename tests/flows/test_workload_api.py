@@ -358,9 +358,9 @@ async def test_the_caller_is_recognised_by_its_socket_once_per_connection(tmp_pa
 async def test_an_unrecognised_caller_is_denied_before_its_request_is_read(tmp_path: Path) -> None:
     async with serve(tmp_path) as served, RawClient.connect(served.path) as client:
         served.identities.latest.set(state())
-        served.refuse = NodeError("not_launched", "pid 4711")
+        served.refuse = NodeError("peer_unknown", "pid 4711")
         answer = await client.answer(client.open(service.FETCH_X509_SVID.path))  # never sends its message
-        assert (answer.status, answer.code) == (DENIED, "node.not_launched")
+        assert (answer.status, answer.code) == (DENIED, "node.peer_unknown")
         assert "4711" not in str(answer)
         served.refuse = OSError(9, "gone")
         answer = await client.answer(client.call(service.FETCH_X509_SVID))

@@ -252,15 +252,6 @@ def test_a_token_is_held_against_audience_scheme_and_key() -> None:
     assert _accept(bound, Presentation(scheme="Bearer"), unbound=True) == "token_binding"
 
 
-def test_scope_is_asked_for_by_name() -> None:
-    TOKEN.require_scope("read")
-    TOKEN.require_scope("read", "write")
-    for needed in (("purge",), ("read", "purge"), ()):
-        with pytest.raises(AuthorizationError) as refused:
-            TOKEN.require_scope(*needed)
-        assert refused.value.reason == "scope_insufficient"
-
-
 @pytest.mark.parametrize(
     "changes",
     [

@@ -128,24 +128,23 @@ def test_no_value_exists_that_its_rules_forbid(build: Callable[[], object], reas
         lambda name: SpiffeId.agent(TD, name),
         lambda name: SpiffeId.service(TD, name),
         lambda name: SpiffeId.node(TD, name),
-        lambda name: SpiffeId.sub_agent(TD, name, "child"),
-        lambda name: SpiffeId.sub_agent(TD, "parent", name),
+        lambda name: SpiffeId.build(TD, name, "child"),
+        lambda name: SpiffeId.build(TD, "parent", name),
     ],
-    ids=["agent", "service", "node", "sub-parent", "sub-child"],
+    ids=["agent", "service", "node", "first", "last"],
 )
 def test_a_name_from_outside_stays_one_segment(build: Callable[[str], SpiffeId], name: str) -> None:
     with pytest.raises(IdentifierError):
         build(name)
 
 
-@given(trust_domain_names(), segments(), segments())
+@given(trust_domain_names(), segments())
 @settings(deadline=None)
-def test_default_paths_are_the_agreed_ones(domain: str, name: str, child: str) -> None:
+def test_default_paths_are_the_agreed_ones(domain: str, name: str) -> None:
     td = TrustDomain(domain)
     assert str(SpiffeId.agent(td, name)) == f"spiffe://{domain}/agents/{name}"
     assert str(SpiffeId.service(td, name)) == f"spiffe://{domain}/services/{name}"
     assert str(SpiffeId.node(td, name)) == f"spiffe://{domain}/nodes/{name}"
-    assert str(SpiffeId.sub_agent(td, name, child)) == f"spiffe://{domain}/agents/{name}/sub/{child}"
     assert TrustDomain.parse(td.uri) == td
     assert SpiffeId.parse(td.uri) == SpiffeId(td, "")
 

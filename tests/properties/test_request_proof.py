@@ -33,7 +33,6 @@ from tests.properties.proof_material import (
 )
 
 from aims.authentication import dpop
-from aims.authentication.caller import CallRules
 from aims.authentication.errors import CONSEQUENCES, AuthenticationError
 from aims.authentication.liveness import StopLine
 from aims.authentication.replay import MAX_LIFE, MemoryWindow
@@ -44,7 +43,6 @@ from aims.credentials import jwt_svid, wit
 from aims.credentials.errors import CredentialError
 from aims.identifiers import SpiffeId, TrustDomain
 from aims.jose import KeySet, sign_now
-from aims.policy.rows import Resource
 
 
 def _good(**changes: Any) -> HttpRequest:
@@ -395,17 +393,10 @@ def test_octets_and_text_make_the_same_request_and_names_have_no_case() -> None:
         HttpRequest.of("GET", URL, [], body_sha256=b"x")
 
 
-def test_call_rules_come_from_policy_and_only_for_wimse_profiles() -> None:
-    row = Resource(name="notes", url=URL, peer="/services/notes", profile="wimse", audiences=("urn:notes",), scopes=())
-    plain = CallRules.of_policy(row)
-    assert (plain.profile, plain.url, plain.audiences) == ("wimse", URL, frozenset({"urn:notes"}))
-    assert World(plain).answer(_good(htm=..., htu=...)) == "accept"
+def test_call_rules_are_of_a_wimse_profile_and_bounded() -> None:
+    assert World(rules("wimse")).answer(_good(htm=..., htu=...)) == "accept"
     assert World().answer(_good(htm=..., htu=...)) == "wpt_htm"
-    with pytest.raises(ValueError, match="profile"):
-        CallRules.of_policy(
-            Resource(name="n", url=URL, peer="/services/n", profile="bearer", audiences=("urn:n",), scopes=())
-        )
-    for wrong in ({"url": "https://a/../b"}, {"leeway": 31}, {"longest": 601}):
-        with pytest.raises(ValueError, match=r"url|leeway|longest"):
+    for wrong in ({"profile": "bearer"}, {"url": "https://a/../b"}, {"leeway": 31}, {"longest": 601}):
+        with pytest.raises(ValueError, match=r"profile|url|leeway|longest"):
             rules(**wrong)
-    assert dataclasses.replace(plain, longest=60).proof.longest == 60
+    assert dataclasses.replace(rules(), longest=60).proof.longest == 60

@@ -21,6 +21,7 @@ from tests.properties.tls_material import (
     FOREIGN,
     IMPOSTOR,
     OTHER_TD,
+    OWN_BUNDLES,
     TD,
     TOOL,
     A,
@@ -390,7 +391,7 @@ def test_new_handshakes_see_the_new_svid_and_the_new_bundles(host: str | None) -
     client, _, errors = joined(_client(), server, name=host)
     assert not errors
     assert peer_svid(client).leaf == new.svid.leaf != TOOL_END.svid.leaf
-    renew(server, new.identity, BUNDLES.without(OTHER_TD), CLOCK, own=TD)
+    renew(server, new.identity, OWN_BUNDLES, CLOCK, own=TD)
     assert changes == [True, False]
     _transfer(old_client, old_server, b"the owner closes it")
     _, _, errors = joined(foreign, server, name=host)
@@ -409,7 +410,7 @@ def test_a_handshake_that_ends_after_a_removal_is_refused() -> None:
         with pytest.raises(ssl.SSLWantReadError):
             end.do_handshake()
     left.do_handshake()
-    renew(server, TOOL_END.identity, BUNDLES.without(OTHER_TD), CLOCK, own=TD)
+    renew(server, TOOL_END.identity, OWN_BUNDLES, CLOCK, own=TD)
     with pytest.raises(PeerRefused) as caught:
         right.do_handshake()
     assert caught.value.refusal.code == "credentials.x509_no_trust_anchor"

@@ -207,9 +207,3 @@ def test_two_tokens_are_refused_whatever_the_proof_covers() -> None:
         with pytest.raises(TransactionError) as caught:
             field.of_request(http(more=more))
         assert (caught.value.reason, STATUS.get(caught.value.standard, 400)) == ("txn_header", 400)
-
-
-def test_it_neither_enters_nor_leaves_the_trust_domain() -> None:
-    fields = [(b"Txn-Token", b"a.b.c"), (b"host", b"x"), (b"TXN-TOKEN", b"d"), (b"txn-token-x", b"y")]
-    assert field.stripped(fields) == [(b"host", b"x"), (b"txn-token-x", b"y")]
-    assert field.stripped([("txn-token", "a"), ("a", "b")]) == [("a", "b")]

@@ -189,7 +189,7 @@ def test_step_5_the_leaf_authenticates_and_nothing_else(extensions: Extensions, 
 
 def test_step_6_a_bundle_of_exactly_that_trust_domain() -> None:
     chain = _svid().der
-    only_b = BUNDLES.without(TD)
+    only_b = BundleSet([Bundle(trust_domain=OTHER_TD, x509_authorities=(B.root,))])
     empty = BundleSet([Bundle(trust_domain=TD), Bundle(trust_domain=OTHER_TD, x509_authorities=(B.root,))])
     for bundles in (BundleSet(), only_b, empty):
         assert _reason(chain, bundles=bundles) == "x509_no_trust_anchor"
@@ -225,7 +225,8 @@ def test_step_9_the_peer_is_the_expected_one() -> None:
     chain, other = _svid().der, SpiffeId.agent(TD, "b")
     assert validate(chain, BUNDLES, now=NOW, expected={other, WHO}).spiffe_id == WHO
     same_path = SpiffeId.agent(OTHER_TD, "a")
-    for expected in (other, same_path, {other}, frozenset[SpiffeId](), SpiffeId.build(TD, "agents")):
+    near = [SpiffeId.build(TD, *path) for path in (["agents"], ["agents", "a", "x"], ["agents", "A"], ["agents", "a2"])]
+    for expected in (other, same_path, {other}, frozenset[SpiffeId](), *near):
         with pytest.raises(CredentialError) as caught:
             validate(chain, BUNDLES, now=NOW, expected=expected)
         assert caught.value.reason == "x509_unexpected_peer"

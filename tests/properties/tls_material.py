@@ -16,12 +16,9 @@ from aims.tls import TlsIdentity
 
 TD, OTHER_TD = TrustDomain("a.test"), TrustDomain("b.test")
 A, B = Domain("a.test"), Domain("b.test")
-BUNDLES = BundleSet(
-    [
-        Bundle(trust_domain=TD, x509_authorities=(A.root,)),
-        Bundle(trust_domain=OTHER_TD, x509_authorities=(B.root,)),
-    ]
-)
+OWN = Bundle(trust_domain=TD, x509_authorities=(A.root,))
+BUNDLES = BundleSet([OWN, Bundle(trust_domain=OTHER_TD, x509_authorities=(B.root,))])
+OWN_BUNDLES = BundleSet([OWN])
 FENCE = Fence("node-1:0123456789abcdefghijklmnop", 7)
 CLOCK = SystemClock()
 TOOL = SpiffeId.service(TD, "tool")

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal, cast
+from typing import Final, Literal
 
 import msgspec
 
@@ -32,7 +32,6 @@ from aims.authentication.wpt import MAX_REMAINING, WPT, ProofRules, verify_proof
 from aims.clock import Clock
 from aims.identifiers import WorkloadIdentifier
 from aims.jose import Profile
-from aims.policy.rows import Resource
 
 CallProfile = Literal["wimse", "wimse-method-bound"]
 _PROFILES: Final = frozenset({"wimse", "wimse-method-bound"})
@@ -72,11 +71,6 @@ class CallRules:
         )
         object.__setattr__(self, "proof", proof)
         object.__setattr__(self, "token", replace(WPT, leeway=self.leeway))
-
-    @classmethod
-    def of_policy(cls, row: Resource) -> CallRules:
-        """Return the rules that a policy's row gives its resource; ``ValueError`` for one without a WIMSE profile."""
-        return cls(profile=cast("CallProfile", row.profile), url=row.url, audiences=frozenset(row.audiences))
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True, gc=False):

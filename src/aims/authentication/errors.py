@@ -84,7 +84,6 @@ class AuthenticationError(AimsError):
             "The replay window cannot be asked, so nobody is let in.",
             "Try again later; if it stays, the service itself may be suspended: aims agent list",
         ),
-        peer_unexpected=("The peer is not one of those that are expected.", "Check the SPIFFE ID and the policy."),
         peer_unmapped=("No resource is known at this URL.", "Add a row to the policy's table of resources."),
         proof_template=("The proof that was to be made would break its own specification.", "Check its inputs."),
     )
@@ -116,7 +115,6 @@ _EXCEPTIONS: Final[Mapping[str, Consequence]] = {
     "dpop_header_count": Consequence(401, "DPoP"),
     "dpop_nonce": Consequence(401, 'DPoP error="use_dpop_nonce"'),
     "dpop_key": Consequence(401, 'DPoP error="invalid_token"'),
-    "peer_unexpected": Consequence(403),
     "peer_unmapped": Consequence(403),
     "proof_template": Consequence(500),
 }

@@ -16,8 +16,8 @@ and of ``accept``, at a resource, after them:
     9. aud contains me                                token_audience, token_passthrough
     10. scheme, and possession of the key in cnf      token_scheme, token_unbound, token_binding
 
-The caller then judges liveness by ``names`` and ``epoch`` (`aims.authentication.liveness`), the scope by
-``require_scope``, and asks its policy with subject and client together.
+The caller then judges liveness by ``names`` and ``epoch`` (`aims.authentication.liveness`) and the scope, and asks its
+policy with subject and client together.
 """
 
 from __future__ import annotations
@@ -147,11 +147,6 @@ class AccessToken:
     def target(self) -> str:
         """The audience at which the scopes count."""
         return self.audience if self.resource is None else self.resource
-
-    def require_scope(self, *needed: str) -> None:
-        """Refuse a token that lacks one of these scopes. Raises: AuthorizationError ``scope_insufficient``."""
-        if not needed or not self.scopes.issuperset(needed):
-            raise AuthorizationError("scope_insufficient", scope.write(set(needed) - self.scopes))
 
     def claims(self) -> dict[str, Any]:
         """Return the claims, to be signed under ``HEADER`` with a key of purpose ``access-token``.

@@ -175,11 +175,6 @@ class AuthorizationError(AimsError):
             "Bound by jkt: DPoP; else Bearer.",
             "invalid_token",
         ),
-        scope_insufficient=(
-            "The access token's scope does not reach.",
-            "Ask for the scope that is named.",
-            "insufficient_scope",
-        ),
         # revocation
         revoke_other=(
             "The token was issued to another client.",

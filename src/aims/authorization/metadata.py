@@ -1,4 +1,4 @@
-"""What the authorization server says about itself (RFC 8414), and a resource about its (RFC 9728).
+"""What the authorization server says about itself (RFC 8414).
 
 Only what is served stands here; an empty list is left out.
 """
@@ -14,11 +14,9 @@ from aims.authentication.dpop import DPOP
 from aims.authorization.routes import JWKS, REVOCATION, TOKEN
 from aims.authorization.service import GRANT_TYPES
 from aims.jose.algorithms import SPIFFE_ALGORITHMS
-from aims.policy.rows import Resource
 from aims.policy.tables import Tables
 
 WELL_KNOWN: Final = "/.well-known/oauth-authorization-server"
-RESOURCE_WELL_KNOWN: Final = "/.well-known/oauth-protected-resource"
 
 
 def server_metadata(issuer: str, mtls_url: str, tables: Tables, *, authorization_endpoint: str = "") -> bytes:
@@ -57,37 +55,6 @@ def server_metadata(issuer: str, mtls_url: str, tables: Tables, *, authorization
     }
     # RFC 8414 2 wants response_types_supported even where nothing answers to one
     return _encode(members, keep=frozenset({"response_types_supported"}))
-
-
-def resource_metadata(row: Resource, issuer: str) -> bytes:
-    """Return the metadata of a protected resource, for it to serve at ``resource_metadata_url``."""
-    bound = row.profile != "bearer"
-    members: dict[str, Any] = {
-        "resource": row.url,
-        "authorization_servers": [issuer],
-        "scopes_supported": sorted(row.scopes),
-        "bearer_methods_supported": ["header"],
-        "resource_name": row.name,
-        "tls_client_certificate_bound_access_tokens": bound or None,
-        "dpop_signing_alg_values_supported": sorted(DPOP.algorithms) if bound else [],
-    }
-    return _encode(members)
-
-
-def resource_metadata_url(url: str) -> str:
-    """Return where the metadata of the resource at ``url`` is found: the well-known part goes before its path."""
-    scheme, _, rest = url.partition("://")
-    place, _, path = rest.partition("/")
-    return f"{scheme}://{place}{RESOURCE_WELL_KNOWN}" + (f"/{path}" if path else "")
-
-
-def challenge(url: str, *, scheme: str = "Bearer", error: str = "", scope: str = "") -> str:
-    """Return a ``WWW-Authenticate`` value (RFC 6750 3, RFC 9728 5.1); every part is ours and needs no escape."""
-    parts = [f'resource_metadata="{resource_metadata_url(url)}"']
-    parts += [f'error="{error}"'] if error else []
-    parts += [f'scope="{scope}"'] if scope else []
-    parts += [f'algs="{" ".join(sorted(DPOP.algorithms))}"'] if scheme == "DPoP" else []
-    return f"{scheme} {', '.join(parts)}"
 
 
 def _encode(members: Mapping[str, Any], keep: frozenset[str] = frozenset()) -> bytes:

@@ -27,7 +27,6 @@ from aims.x509.parse import base64_octets, join_der
 
 MAX_SEQUENCE: Final = 2**64 - 1
 MAX_REFRESH_HINT: Final = 2**31 - 1
-DEFAULT_REFRESH_SECONDS: Final = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,11 +87,6 @@ class Bundle:
     def is_empty(self) -> bool:
         """Whether every key was withdrawn."""
         return not (self.x509_authorities or len(self.jwt_keys) or len(self.wit_keys))
-
-    @property
-    def refresh_seconds(self) -> int:
-        """The hint, or 300 where there is none (R-TB-03)."""
-        return DEFAULT_REFRESH_SECONDS if self.refresh_hint is None else self.refresh_hint
 
     def build(self) -> bytes:
         """Return the bundle as it is published: JSON, X.509 entries without ``kid``, all others with it."""
@@ -172,10 +166,6 @@ class BundleSet:
             if older or (bundle.sequence == held.sequence and not _same_keys(bundle, held)):
                 raise CredentialError("bundle_sequence", f"{bundle.sequence} after {held.sequence}")
         return BundleSet([*(one for one in self if one.trust_domain != bundle.trust_domain), bundle])
-
-    def without(self, trust_domain: TrustDomain) -> BundleSet:
-        """Return a set that trusts nothing of ``trust_domain``."""
-        return BundleSet(bundle for bundle in self if bundle.trust_domain != trust_domain)
 
     def __iter__(self) -> Iterator[Bundle]:
         return iter(self._bundles.values())

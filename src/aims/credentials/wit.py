@@ -35,7 +35,6 @@ from aims.jose.jwk import parse_public, public_jwk, thumbprint_of
 REVISION: Final = "draft-ietf-wimse-workload-creds-02, validation order of its editor's copy; SPIFFE WIT-SVID 665a28f"
 DEFAULT_LIFETIME: Final = 3600  # seconds
 MAX_LIFETIME: Final = 86_400  # seconds
-USE: Final = "wit-svid"
 HEADER: Final[Mapping[str, str]] = {"typ": "wit+jwt"}
 
 # RFC 9864 deprecates EdDSA; it is accepted only where a caller lists it.

@@ -56,11 +56,6 @@ class SpiffeId:
         return cls.build(trust_domain, "agents", name)
 
     @classmethod
-    def sub_agent(cls, trust_domain: TrustDomain, name: str, child: str) -> SpiffeId:
-        """``agents/NAME/sub/CHILD``: an identity below an agent's own."""
-        return cls.build(trust_domain, "agents", name, "sub", child)
-
-    @classmethod
     def service(cls, trust_domain: TrustDomain, name: str) -> SpiffeId:
         """``services/NAME``: a tool or other protected resource."""
         return cls.build(trust_domain, "services", name)

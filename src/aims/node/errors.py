@@ -82,7 +82,6 @@ class NodeError(AimsError):
         ),
         start_failed=("The program could not be started.", "See the node's log."),
         # what was started
-        not_launched=("The node did not start this process.", "Start it with: aims run --as NAME -- CMD"),
         launch_ended=("The launched process has ended.", _AGAIN),
         exe_changed=(
             "The launched process runs another executable than the one that was measured.",

@@ -243,7 +243,7 @@ class Identity:
 
         Raises: as `token`.
         """
-        from aims.sdk.authorization_code import ask_person
+        from aims.sdk.authorization_code import VERIFIER_OCTETS, ask_person
 
         endpoint = await self._server().authorization_endpoint()
         return ask_person(
@@ -254,7 +254,7 @@ class Identity:
             scope=scope,
             redirect_uri=redirect_uri,
             state=self.ids.token(),
-            verifier=self.ids.token(32),
+            verifier=self.ids.token(VERIFIER_OCTETS),
         )
 
     async def redeem(self, asked: PersonAsked, answer: str) -> Token:
