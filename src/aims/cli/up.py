@@ -31,7 +31,7 @@ def up(
     """Start a trust domain on loopback, with this host's node, and keep it running until Ctrl-C."""
     if sys.platform != "linux":
         raise CliError("platform")
-    from aims.server.log import start_logging
+    from aims.log import start_logging
     from aims.server.start import serve
     from aims.server.supervisor import Running
 

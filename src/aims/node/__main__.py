@@ -5,41 +5,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import logging
 import os
 import sys
 from pathlib import Path
 
-import msgspec
-
 from aims.clock import SystemClock, SystemIds
 from aims.errors import AimsError
+from aims.log import start_logging
 from aims.node.daemon import NodeSettings, serve
-
-_PLAIN = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__) | {"message", "asctime", "taskName"}
-
-
-class _JsonLines(logging.Formatter):
-    """The form of the server's log: one object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, object] = {
-            "time": round(record.created, 3),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        line.update({name: value for name, value in record.__dict__.items() if name not in _PLAIN})
-        if record.exc_info:
-            line["trace"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line, enc_hook=str).decode()
 
 
 def run(settings: NodeSettings) -> int:
     """Run the node to its end; return the exit status: 0, or 1 with the reason on standard error."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonLines())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    start_logging()
     clock = SystemClock()
 
     def ready() -> None:

@@ -25,13 +25,13 @@ import uvloop
 
 from aims.clock import SystemClock, SystemIds
 from aims.errors import AimsError
+from aims.log import start_logging
 from aims.server.acceptor import Acceptor, Handshakes
 from aims.server.admin import AdminDoor
 from aims.server.administration import routes
 from aims.server.core import Core
 from aims.server.http import App
 from aims.server.listeners import Listeners
-from aims.server.log import start_logging
 from aims.server.monitoring_routes import monitoring_of
 from aims.server.protocol import BoundedProtocol
 from aims.server.supervisor import WorkerOrder
