@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Final
 
 from aims.credentials.bundle import Bundle
-from aims.jose import KeySet
-from aims.jose.jwk import parse_verification_key
 from aims.keys import Purpose
-from aims.provisioning.authority.model import AuthorityState
+from aims.provisioning.authority.issuer_keys import published_keys
 from aims.provisioning.authority.signing import Authority
 
 REFRESH_HINT: Final = 300
@@ -25,8 +22,8 @@ def domain_bundle(authority: Authority) -> Bundle:
     return Bundle(
         trust_domain=authority.trust_domain,
         x509_authorities=authority.roots,
-        jwt_keys=_keys(state, Purpose.JWT_SVID),
-        wit_keys=_keys(state, Purpose.WIT_SVID),
+        jwt_keys=published_keys(state, Purpose.JWT_SVID),
+        wit_keys=published_keys(state, Purpose.WIT_SVID),
         sequence=state.sequence,
         refresh_hint=REFRESH_HINT,
     )
@@ -35,7 +32,3 @@ def domain_bundle(authority: Authority) -> Bundle:
 def jwt_svid_jwks(authority: Authority) -> bytes:
     """Return the JWK Set behind the OpenID face of JWT-SVIDs (issuer ``.../spiffe``): their keys and no others."""
     return domain_bundle(authority).jwt_jwks()
-
-
-def _keys(state: AuthorityState, purpose: Purpose) -> KeySet:
-    return KeySet(parse_verification_key(json.loads(key.jwk)) for key in state.published(purpose))
