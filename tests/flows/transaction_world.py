@@ -7,8 +7,8 @@ from typing import Any
 from tests.flows.people_world import PeopleWorld
 from tests.flows.token_world import ISSUER, MTLS, Agent, Answer, open_token_world
 
-from aims.audit.people import agent_principal, pseudonym
 from aims.authorization.access_token import TOKEN_TYPE as ACCESS
+from aims.authorization.principals import Principals
 from aims.authorization.routes import Endpoint
 from aims.authorization.transactions.keys import TransactionKeys
 from aims.authorization.transactions.request import GRANT_TYPE
@@ -42,17 +42,12 @@ class TransactionWorld(PeopleWorld):
         async def verifier() -> Any:
             return (await self.keys.current()).verifier
 
-        async def principal(subject: str) -> Any:
-            if not subject.startswith("person:"):
-                return agent_principal(subject)
-            return (await self.database.read(lambda connection: pseudonym(connection, subject))).principal
-
         self.txn_service = TransactionService(
             self,
             self.txn_keys,
             access_tokens=verifier,
             standing=self.instances.find,
-            principal=principal,
+            principals=Principals(self.database),
             refuse_loops=refuse_loops,
         )
         self.txn_mtls = self._endpoint(MTLS, "mtls")

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from aims.audit.people import Pseudonym, agent_principal, pseudonym
 from aims.audit.record import inert
 from aims.authentication import dpop
 from aims.authentication.errors import AuthenticationError
@@ -34,6 +33,7 @@ from aims.authorization.keys import Held, TokenKeys
 from aims.authorization.model import Asking, Client, Memory, Request, Submission, stored
 from aims.authorization.people import code_grant
 from aims.authorization.people.errors import PeopleError
+from aims.authorization.principals import Principals
 from aims.credentials.model import Fence
 from aims.errors import AimsError
 from aims.jose import sign
@@ -90,7 +90,7 @@ class TokenService:
         self._keys = keys
         self._instances = instances
         self._database = database
-        self._people: dict[str, Pseudonym] = {}
+        self._principals = Principals(database)
 
     async def token(self, sent: Submission, unknown: Callable[[AimsError], bool]) -> Plan[Issued]:
         """Decide about one request. The plan of a refusal leaves its record, and its answer raises the error.
@@ -251,7 +251,7 @@ class TokenService:
             client=client,
             standing=asking.standing,
             decision=decision,
-            principal=await self._principal(token.subject),
+            principal=await self._principals.of(token.subject),
             now=asking.now,
         )
         spending = award.spending
@@ -269,15 +269,6 @@ class TokenService:
             lost_changes=() if spending is None else spending.lost_changes,
         )
         return Plan(write, lambda outcome: _settled(outcome, Issued(members), client))
-
-    async def _principal(self, subject: str) -> dict[str, Any]:
-        if not subject.startswith("person:"):
-            return agent_principal(subject)
-        found = self._people.get(subject)
-        if found is None:
-            found = await self._database.read(lambda connection: pseudonym(connection, subject))
-            self._people[subject] = found
-        return dict(found.principal)
 
     def _refused(self, error: AimsError, progress: _Progress) -> Plan[NoReturn]:
         request = progress.request

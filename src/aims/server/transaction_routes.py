@@ -6,12 +6,9 @@ endpoint says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from aims.audit.people import Pseudonym, agent_principal, pseudonym
 from aims.authorization.access_token import AccessTokenVerifier
 from aims.authorization.keys import TokenKeys
+from aims.authorization.principals import Principals
 from aims.authorization.routes import document
 from aims.authorization.transactions.keys import TransactionKeys
 from aims.authorization.transactions.routes import ISSUER, JWKS, TOKEN, TransactionEndpoint
@@ -31,16 +28,14 @@ class TransactionRoutes:
     """
 
     def __init__(self, core: Core, access_keys: TokenKeys) -> None:
-        self._core = core
         self._access_keys = access_keys
-        self._people: dict[str, Pseudonym] = {}
         self.keys = TransactionKeys(core.public_url + ISSUER, lambda: core.authority, core.key_store)
         self.service = TransactionService(
             core,
             self.keys,
             access_tokens=self._access_tokens,
             standing=Instances(core.database).find,
-            principal=self._principal,
+            principals=Principals(core.database),
         )
         self.public: Routes = {
             ("POST", TOKEN): TransactionEndpoint(
@@ -59,12 +54,3 @@ class TransactionRoutes:
 
     async def _access_tokens(self) -> AccessTokenVerifier:
         return (await self._access_keys.current()).verifier
-
-    async def _principal(self, subject: str) -> Mapping[str, Any]:
-        if not subject.startswith("person:"):
-            return agent_principal(subject)
-        found = self._people.get(subject)
-        if found is None:
-            found = await self._core.database.read(lambda connection: pseudonym(connection, subject))
-            self._people[subject] = found
-        return found.principal

@@ -21,7 +21,7 @@ it on, so the table of purposes does.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -32,8 +32,10 @@ from aims.authentication.errors import AuthenticationError
 from aims.authentication.request import HttpRequest
 from aims.authorization import form as forms
 from aims.authorization.access_token import AccessTokenVerifier
+from aims.authorization.client_authentication import require_live
 from aims.authorization.errors import AuthorizationError
-from aims.authorization.model import Client, Memory, Submission, dead, stored
+from aims.authorization.model import Client, Memory, Submission, stored
+from aims.authorization.principals import Principals
 from aims.authorization.transactions import request as requests
 from aims.authorization.transactions.derivation import Derivation
 from aims.authorization.transactions.errors import TransactionError
@@ -87,8 +89,8 @@ class _Progress:
 class TransactionService:
     """Issues Txn-Tokens for one trust domain.
 
-    ``standing`` says what keeps an instance apart; ``principal`` is the record's form of a subject. With
-    ``refuse_loops`` a workload that asked before in a transaction is refused (call-backs are legitimate, so it is off).
+    ``standing`` says what keeps an instance apart. With ``refuse_loops`` a workload that asked before in a transaction
+    is refused (call-backs are legitimate, so it is off).
     """
 
     def __init__(
@@ -98,14 +100,14 @@ class TransactionService:
         *,
         access_tokens: Callable[[], Awaitable[AccessTokenVerifier]],
         standing: Callable[[str], Awaitable[Standing | None]],
-        principal: Callable[[str], Awaitable[Mapping[str, Any]]],
+        principals: Principals,
         refuse_loops: bool = False,
     ) -> None:
         self._memory = memory
         self._keys = keys
         self._access_tokens = access_tokens
         self._standing = standing
-        self._principal = principal
+        self._principals = principals
         self._refuse_loops = refuse_loops
 
     async def transact(self, sent: Submission, unknown: Callable[[AimsError], bool]) -> Plan[Issued]:
@@ -150,7 +152,7 @@ class TransactionService:
         memory = self._memory
         seq, tables = memory.seq, memory.policy.tables
         derivation = Derivation(client, key, wanted, tables, memory, now, seq)
-        _require_standing(client, memory)  # again: it was waited since
+        require_live(client, memory)  # again: it was waited since
         # 4, 5, 6, 7. subject, liveness, purpose, details
         if wanted.subject_token_type == TOKEN_TYPE:
             row, token = derivation.replaced(held, refuse_loops=self._refuse_loops)
@@ -211,7 +213,7 @@ class TransactionService:
             "id": request_id,
             "request_id": request_id,
             "agent": _agent(client),
-            "principal": await self._principal(token.subject),
+            "principal": await self._principals.of(token.subject),
             "chain": token.actors or None,
             "resource": next(iter(token.purposes)),
             "action": "transact",
@@ -296,14 +298,8 @@ def requester(form: forms.Form, sent: Submission, memory: Memory, now: float) ->
         expires=svid.not_after,
         certificate=svid.thumbprint,
     )
-    _require_standing(client, memory)
+    require_live(client, memory)
     return client
-
-
-def _require_standing(client: Client, memory: Memory) -> None:
-    stopped = dead(client.names, client.fence.epoch, memory.stops)
-    if stopped is not None:
-        raise AuthorizationError("client_stopped", f"{stopped.kind}:{stopped.id}")
 
 
 def _agent(client: Client) -> dict[str, Any]:
