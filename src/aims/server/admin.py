@@ -13,7 +13,7 @@ from __future__ import annotations
 import pwd
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -23,6 +23,7 @@ from aims.errors import AimsError
 from aims.jose import JoseError
 from aims.jose.strict_json import read_object
 from aims.policy.question import Decision, Entity, Question
+from aims.provisioning.registry.service import Cause
 from aims.server.ancestry import launched_by_node
 from aims.server.core import Core
 from aims.server.errors import ServerError
@@ -46,7 +47,7 @@ HOST: Final = "aims"
 MOST_REASON: Final = 256
 _BROWSER: Final = (b"origin", b"referer", b"cookie")
 
-Body = TypeVar("Body")
+Text = Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,21 @@ class AdminCall:
     request_id: str
     now: float
 
+    @property
+    def permit(self) -> dict[str, Any]:
+        """The record's ``decision``."""
+        return {"effect": "permit", "policy_digest": self.decision.policy, "rules": list(self.decision.rules)}
+
+    @property
+    def cause(self) -> Cause:
+        """What the registry and people's service are told about this call."""
+        return Cause(
+            operator=self.operator.as_member(),
+            decision=self.permit,
+            request_id=self.request_id,
+            reason=self.operator.reason,
+        )
+
     def record_fields(self, route: str) -> dict[str, Any]:
         """What every record of this call says about itself."""
         return {
@@ -90,11 +106,7 @@ class AdminCall:
             "request_id": self.request_id,
             "action": route,
             "operator": self.operator.as_member(),
-            "decision": {
-                "effect": "permit",
-                "policy_digest": self.decision.policy,
-                "rules": list(self.decision.rules),
-            },
+            "decision": self.permit,
         }
 
 
@@ -114,7 +126,11 @@ class AdminRoute:
     then: Callable[[AdminCall, Any], Awaitable[None]] | None = None
 
 
-class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a call is given: its members and no others."""
+
+
+class Nothing(Body, frozen=True):
     """The body of a call that takes none."""
 
 

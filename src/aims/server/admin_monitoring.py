@@ -11,13 +11,12 @@ from aims.monitoring.configuration import Configuration, known_person
 from aims.monitoring.events import SESSION_REVOKED
 from aims.monitoring.model import Cause, Receiver, Remedied, Remedy
 from aims.monitoring.remediation import agent_name, look
-from aims.server.admin import AdminCall, AdminRoute, Nothing, reading
+from aims.server.admin import AdminCall, AdminRoute, Body, Nothing, Text, reading
 from aims.server.core import Core
 from aims.server.monitoring_routes import monitoring_of
 from aims.storage.intent import Plan
-from aims.storage.write import Name, Outcome
+from aims.storage.write import Name
 
-Text = Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
 Short = Annotated[str, msgspec.Meta(max_length=2048)]
 Pem = Annotated[str, msgspec.Meta(max_length=64 * 1024)]
 AGENT: Final = (Remedy.REVOKE, Remedy.SUSPEND, Remedy.RESUME, Remedy.RETIRE)
@@ -25,28 +24,24 @@ INSTANCE: Final = (Remedy.QUARANTINE, Remedy.RELEASE)
 PERSON: Final = {"revoke": Remedy.REVOKE, "stop": Remedy.SUSPEND, "resume": Remedy.RESUME}
 
 
-class _Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
-class AgentBody(_Body, frozen=True):
+class AgentBody(Body, frozen=True):
     """An agent or service by its short name, or by its SPIFFE ID."""
 
     name: Text
 
 
-class InstanceBody(_Body, frozen=True):
+class InstanceBody(Body, frozen=True):
     """One running copy; ``name`` says whose, for one that never got a credential."""
 
     instance: Text
     name: Short = ""
 
 
-class PersonBody(_Body, frozen=True):
+class PersonBody(Body, frozen=True):
     person: Text
 
 
-class PersonName(_Body, frozen=True):
+class PersonName(Body, frozen=True):
     """A transmitter's name (a subject identifier of RFC 9493) for ``person``; without one, for somebody new."""
 
     issuer: Text
@@ -54,18 +49,18 @@ class PersonName(_Body, frozen=True):
     person: Short = ""
 
 
-class TransmitterBody(_Body, frozen=True):
+class TransmitterBody(Body, frozen=True):
     """``jwks`` is the text of a JWK Set."""
 
     issuer: Text
     jwks: Annotated[str, msgspec.Meta(max_length=32 * 1024)]
 
 
-class IssuerBody(_Body, frozen=True):
+class IssuerBody(Body, frozen=True):
     issuer: Text
 
 
-class ReceiverBody(_Body, frozen=True):
+class ReceiverBody(Body, frozen=True):
     """``private``: its address may be private or loopback. ``ca``: PEM, instead of the system's authorities."""
 
     url: Text
@@ -124,7 +119,7 @@ class MonitoringCalls:
         core = self._core
         view = await core.database.read(lambda connection: look(connection, core.registry, subject, agent))
         plan = self._monitoring.remediation.plan(view, remedy, cause_of(call))
-        return _shaped(plan, _remedied)
+        return plan.shaped(_remedied)
 
     def _agent(self, remedy: Remedy) -> Any:
         async def plan(call: AdminCall, body: AgentBody) -> Plan[object]:
@@ -158,15 +153,15 @@ class MonitoringCalls:
         if body.person:
             who = await self._core.database.read(lambda connection: known_person(connection, body.person))
         plan = self._configuration.map_person(who, body.issuer, body.subject, cause_of(call))
-        return _shaped(plan, lambda person: {"person": person, "issuer": body.issuer})
+        return plan.shaped(lambda person: {"person": person, "issuer": body.issuer})
 
     async def _add(self, call: AdminCall, body: TransmitterBody) -> Plan[object]:
         plan = self._configuration.add_transmitter(body.issuer, body.jwks, cause_of(call))
-        return _shaped(plan, lambda kids: {"issuer": body.issuer, "kids": list(kids)})
+        return plan.shaped(lambda kids: {"issuer": body.issuer, "kids": list(kids)})
 
     async def _remove(self, call: AdminCall, body: IssuerBody) -> Plan[object]:
         plan = self._configuration.remove_transmitter(body.issuer, cause_of(call))
-        return _shaped(plan, lambda issuer: {"issuer": issuer})
+        return plan.shaped(lambda issuer: {"issuer": issuer})
 
     async def _list(self, call: AdminCall, _: Nothing) -> Plan[object]:
         rows = {row.issuer: row for row in self._core.tables.rows.transmitters}
@@ -191,7 +186,7 @@ class MonitoringCalls:
             ca=body.ca,
             complex=body.complex,
         )
-        return _shaped(self._configuration.set_receiver(receiver, cause_of(call)), _receiver)
+        return self._configuration.set_receiver(receiver, cause_of(call)).shaped(_receiver)
 
     async def _show_receiver(self, call: AdminCall, _: Nothing) -> Plan[object]:
         receiver = self._monitoring.peers.receiver
@@ -202,18 +197,11 @@ def cause_of(call: AdminCall) -> Cause:
     """The cause that an administrator's call is."""
     return Cause.by_operator(
         operator=call.operator.as_member(),
-        decision={"effect": "permit", "policy_digest": call.decision.policy, "rules": list(call.decision.rules)},
+        decision=call.permit,
         request_id=call.request_id,
         now=call.now,
         reason=call.operator.reason,
     )
-
-
-def _shaped(plan: Plan[Any], shape: Any) -> Plan[object]:
-    def answer(outcome: Outcome) -> object:
-        return shape(plan.answer(outcome))
-
-    return Plan(plan.write, answer)
 
 
 def _remedied(remedied: Remedied) -> dict[str, Any]:

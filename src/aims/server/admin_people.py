@@ -12,24 +12,21 @@ from aims.authorization.people.errors import PeopleError
 from aims.authorization.people.login import Link, LoginService
 from aims.authorization.people.store import Person
 from aims.provisioning.registry.model import Kind
-from aims.provisioning.registry.service import Cause
-from aims.server.admin import AdminCall, AdminRoute, Nothing, reading
+from aims.server.admin import AdminCall, AdminRoute, Body, Nothing, Text, reading
 from aims.server.people_routes import LOGIN, Browsed
 from aims.storage.intent import Plan
 from aims.storage.write import Outcome, Verdict, Write
 
 MAX_REDIRECTS: Final = 16
 
-Text = Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
 
-
-class PersonName(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PersonName(Body, frozen=True):
     """A person, by the name that the administrator gave."""
 
     name: Text
 
 
-class Redirects(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Redirects(Body, frozen=True):
     """All redirect URIs of an agent; none takes away what there was."""
 
     agent: Text
@@ -53,21 +50,20 @@ class PeopleCalls:
         )
 
     async def _create(self, call: AdminCall, body: PersonName) -> Plan[object]:
-        plan = self._login.create(body.name, _cause(call))
-        return Plan(plan.write, lambda outcome: _person(plan.answer(outcome)))
+        plan = self._login.create(body.name, call.cause)
+        return plan.shaped(_person)
 
     async def _list(self, call: AdminCall, _: Nothing) -> Plan[object]:
         people = await self._core.database.read(store.people)
         return reading(call, "person.list", [_person(one) for one in people])
 
     async def _link(self, call: AdminCall, body: PersonName) -> Plan[object]:
-        plan = await self._login.link(body.name, _cause(call))
+        plan = await self._login.link(body.name, call.cause)
 
-        def answer(outcome: Outcome) -> object:
-            link: Link = plan.answer(outcome)
+        def shown(link: Link) -> object:
             return {"url": f"{self._core.public_url}{LOGIN}?link={link.secret}", "expires": link.expires}
 
-        return Plan(plan.write, answer)
+        return plan.shaped(shown)
 
     async def _redirects(self, call: AdminCall, body: Redirects) -> Plan[object]:
         agent = self._core.registry.workload(body.agent)
@@ -91,15 +87,6 @@ class PeopleCalls:
             return {"agent": agent.name, "redirect_uris": list(uris)}
 
         return Plan(write, answer)
-
-
-def _cause(call: AdminCall) -> Cause:
-    return Cause(
-        operator=call.operator.as_member(),
-        decision={"effect": "permit", "policy_digest": call.decision.policy, "rules": list(call.decision.rules)},
-        request_id=call.request_id,
-        reason=call.operator.reason,
-    )
 
 
 def _person(person: Person) -> dict[str, object]:

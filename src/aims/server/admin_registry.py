@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -15,27 +15,20 @@ from aims.provisioning.join import JoinService
 from aims.provisioning.join_token import JoinToken
 from aims.provisioning.registry import store
 from aims.provisioning.registry.model import Entry, Kind, Node, NodeState, Owner, Workload
-from aims.provisioning.registry.service import Also, Cause, Demand, Registered, Registration, RegistryService
-from aims.server.admin import AdminCall, AdminRoute, Nothing, reading
+from aims.provisioning.registry.service import Also, Demand, Registered, Registration, RegistryService
+from aims.server.admin import AdminCall, AdminRoute, Body, Nothing, Text, reading
 from aims.server.admin_monitoring import cause_of
 from aims.server.core import Core
 from aims.storage.intent import Plan
-from aims.storage.write import Name, Outcome
+from aims.storage.write import Name
 
-Text = Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
 Texts = Annotated[tuple[Text, ...], msgspec.Meta(max_length=64)]
 Uids = Annotated[tuple[int, ...], msgspec.Meta(max_length=64)]
 Seconds = Annotated[int, msgspec.Meta(ge=0, le=24 * 3600)]
 MOST_PROFILE: Final = 200_000
 
-T = TypeVar("T")
 
-
-class _Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
-class RegisterOwner(_Body, frozen=True):
+class RegisterOwner(Body, frozen=True):
     """``contact`` is how the owner is reached; it is never recorded."""
 
     name: Text
@@ -43,7 +36,7 @@ class RegisterOwner(_Body, frozen=True):
     contact: Annotated[str, msgspec.Meta(max_length=256)] = ""
 
 
-class Register(_Body, frozen=True):
+class Register(Body, frozen=True):
     """An agent or service; ``profile`` is canonical JSON, or left out for a launch that nobody measured."""
 
     name: Text
@@ -57,7 +50,7 @@ class Register(_Body, frozen=True):
     jwt_ttl: Seconds = 0
 
 
-class Approve(_Body, frozen=True):
+class Approve(Body, frozen=True):
     """Another launch for an agent that is registered."""
 
     name: Text
@@ -65,7 +58,7 @@ class Approve(_Body, frozen=True):
     launch_uids: Uids | None = None
 
 
-class CreateEntry(_Body, frozen=True):
+class CreateEntry(Body, frozen=True):
     """Bind an agent or service to selectors, on nodes that are named or that have selectors."""
 
     name: Text
@@ -77,11 +70,11 @@ class CreateEntry(_Body, frozen=True):
     hint: Annotated[str, msgspec.Meta(max_length=128)] = ""
 
 
-class EntryId(_Body, frozen=True):
+class EntryId(Body, frozen=True):
     id: Text
 
 
-class NodeToken(_Body, frozen=True):
+class NodeToken(Body, frozen=True):
     """``lifetime`` in seconds, 0 for what the policy says. ``selectors`` null: a known node keeps those that it has."""
 
     node: Text
@@ -89,7 +82,7 @@ class NodeToken(_Body, frozen=True):
     selectors: Texts | None = ()
 
 
-class NodeId(_Body, frozen=True):
+class NodeId(Body, frozen=True):
     node: Text
 
 
@@ -120,9 +113,9 @@ class RegistryCalls:
 
     async def _register_owner(self, call: AdminCall, body: RegisterOwner) -> Plan[object]:
         plan = self._service.register_owner(
-            name=body.name, kind=body.kind, contact=body.contact or "none", cause=_cause(call)
+            name=body.name, kind=body.kind, contact=body.contact or "none", cause=call.cause
         )
-        return _shaped(plan, _owner)
+        return plan.shaped(_owner)
 
     async def _register(self, call: AdminCall, body: Register) -> Plan[object]:
         wanted = Registration(
@@ -136,14 +129,12 @@ class RegistryCalls:
             x509_ttl=body.x509_ttl,
             jwt_ttl=body.jwt_ttl,
         )
-        return _shaped(self._service.register(wanted, _cause(call)), _registered)
+        return self._service.register(wanted, call.cause).shaped(_registered)
 
     async def _approve(self, call: AdminCall, body: Approve) -> Plan[object]:
         uids = None if body.launch_uids is None else tuple(sorted(set(body.launch_uids)))
-        plan = self._service.approve(
-            name=body.name, profile=_profile(body.profile), launch_uids=uids, cause=_cause(call)
-        )
-        return _shaped(plan, _workload)
+        plan = self._service.approve(name=body.name, profile=_profile(body.profile), launch_uids=uids, cause=call.cause)
+        return plan.shaped(_workload)
 
     async def _create_entry(self, call: AdminCall, body: CreateEntry) -> Plan[object]:
         demand = Demand(
@@ -154,10 +145,10 @@ class RegistryCalls:
             jwt_ttl=body.jwt_ttl,
             hint=body.hint,
         )
-        return _shaped(self._service.create_entry(name=body.name, demand=demand, cause=_cause(call)), _entry)
+        return self._service.create_entry(name=body.name, demand=demand, cause=call.cause).shaped(_entry)
 
     async def _delete_entry(self, call: AdminCall, body: EntryId) -> Plan[object]:
-        return _shaped(self._service.delete_entry(entry_id=body.id, cause=_cause(call)), _entry)
+        return self._service.delete_entry(entry_id=body.id, cause=call.cause).shaped(_entry)
 
     async def _node_token(self, call: AdminCall, body: NodeToken) -> Plan[object]:
         plan = self._joins.create_token(
@@ -166,9 +157,9 @@ class RegistryCalls:
             ca=hashlib.sha256(self._core.authority.tls_ca.public_bytes(Encoding.DER)).digest(),
             lifetime=body.lifetime,
             selectors=None if body.selectors is None else _selectors(body.selectors),
-            cause=_cause(call),
+            cause=call.cause,
         )
-        return _shaped(plan, _join_token)
+        return plan.shaped(_join_token)
 
     async def _ban_node(self, call: AdminCall, body: NodeId) -> Plan[object]:
         node = Name("node", body.node)
@@ -178,7 +169,7 @@ class RegistryCalls:
         handed_on = await self._core.database.read(lambda connection: given(connection, node))
         below = ending(handed_on, call.now)
         also = Also(below.effects, below.changes, below.details or None)
-        return _shaped(self._service.ban_node(node_id=body.node, cause=_cause(call), also=also), _node)
+        return self._service.ban_node(node_id=body.node, cause=call.cause, also=also).shaped(_node)
 
     async def _finish_ban(self, call: AdminCall, body: NodeId) -> None:
         await self._handed_on.finish(Name("node", body.node), cause_of(call))
@@ -195,22 +186,6 @@ class RegistryCalls:
     async def _list_nodes(self, call: AdminCall, _: Nothing) -> Plan[object]:
         nodes = await self._core.database.read(store.read_nodes)
         return reading(call, "node.list", [_node(node) for node in nodes])
-
-
-def _shaped(plan: Plan[T], shape: Any) -> Plan[object]:
-    def answer(outcome: Outcome) -> object:
-        return shape(plan.answer(outcome))
-
-    return Plan(plan.write, answer)
-
-
-def _cause(call: AdminCall) -> Cause:
-    return Cause(
-        operator=call.operator.as_member(),
-        decision={"effect": "permit", "policy_digest": call.decision.policy, "rules": list(call.decision.rules)},
-        request_id=call.request_id,
-        reason=call.operator.reason,
-    )
 
 
 def _profile(text: str | None) -> LaunchProfile | None:

@@ -11,36 +11,33 @@ from aims.policy.bundle import Bundle
 from aims.policy.errors import PolicyError
 from aims.policy.question import Decision, Entity, Fact, Question
 from aims.policy.store import active
-from aims.server.admin import AdminCall, AdminRoute, Nothing, reading
+from aims.server.admin import AdminCall, AdminRoute, Body, Nothing, Text, reading
 from aims.server.admin_monitoring import MonitoringCalls
 from aims.server.admin_people import PeopleCalls
 from aims.server.admin_registry import RegistryCalls
 from aims.server.core import Core
 from aims.server.policy_activation import activate
 from aims.storage.intent import Plan
-from aims.storage.write import Outcome
-
-Text = Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
 
 
-class Party(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Party(Body, frozen=True):
     """A principal or resource of a question to the policy."""
 
     type: Literal["Agent", "Node", "Person", "Operator", "Resource"]
     id: Text
-    attributes: dict[str, str | int | bool | list[str]] = {}
+    attributes: dict[str, str | int | bool | list[str]] = msgspec.field(default_factory=dict)
 
 
-class CheckPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class CheckPolicy(Body, frozen=True):
     """A question to the policy in force."""
 
     principal: Party
     action: Literal["issue", "token", "exchange", "transact", "call", "stop", "administer"]
     resource: Party
-    context: dict[str, str | int | bool | list[str]] = {}
+    context: dict[str, str | int | bool | list[str]] = msgspec.field(default_factory=dict)
 
 
-class ApplyPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ApplyPolicy(Body, frozen=True):
     """A whole bundle by file name, and the version that it is to replace."""
 
     files: Annotated[dict[Text, str], msgspec.Meta(max_length=64)]
@@ -128,10 +125,7 @@ def routes(core: Core) -> tuple[AdminRoute, ...]:
             cause=call.operator.as_cause(),
         )
 
-        def answer(outcome: Outcome) -> object:
-            return {"version": plan.answer(outcome), "before": body.before}
-
-        return Plan(plan.write, answer)
+        return plan.shaped(lambda version: {"version": version, "before": body.before})
 
     return (
         *RegistryCalls(core).routes(),

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 from aims.storage.write import Outcome, Write
 
 Answer_co = TypeVar("Answer_co", covariant=True)
+Shaped = TypeVar("Shaped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,3 +22,7 @@ class Plan(Generic[Answer_co]):
 
     write: Write
     answer: Callable[[Outcome], Answer_co]
+
+    def shaped(self, shape: Callable[[Answer_co], Shaped]) -> Plan[Shaped]:
+        """Return the same intent with ``shape`` of its answer."""
+        return Plan(self.write, lambda outcome: shape(self.answer(outcome)))
