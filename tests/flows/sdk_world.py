@@ -26,11 +26,12 @@ from aims.errors import AimsError
 from aims.identifiers import SpiffeId, TrustDomain
 from aims.jose import KeySet, sign_now
 from aims.jose.jwk import private_jwk, thumbprint
-from aims.node.agent_api import AgentApi, AgentApiServer
+from aims.node.agent_api import AgentApi
 from aims.node.agent_feed import AgentFeed
+from aims.node.api_server import ApiServer
 from aims.node.identities import IdentityState, JwtIdentity, Latest, ValidatedJwtSvid, WitIdentity, X509Identity
 from aims.node.messages import FullState, Heartbeat, Settings, Stop, Stopped
-from aims.node.workload_api import WorkloadApi, WorkloadApiServer
+from aims.node.workload_api import WorkloadApi
 from aims.node.workload_errors import WorkloadApiError
 from aims.sdk.identity import Identity
 
@@ -118,8 +119,8 @@ class Seat:
         self.identities = _Identities()
         self.workload = self.renew()
         recognise = self._recognise
-        self._api: WorkloadApiServer[_Caller] = WorkloadApiServer(WorkloadApi(self.identities), recognise)
-        self._agent_api: AgentApiServer[_Caller] | None = None
+        self._api: ApiServer[_Caller] = ApiServer(WorkloadApi(self.identities), recognise)
+        self._agent_api: ApiServer[_Caller] | None = None
 
     @property
     def address(self) -> str:
@@ -145,7 +146,7 @@ class Seat:
 
     async def open_agent_sock(self) -> None:
         api = AgentApi(self.identities, self.world.feed, self.world.window, self.world.clock)
-        self._agent_api = AgentApiServer(api, self._recognise)
+        self._agent_api = ApiServer(api, self._recognise)
         await self._agent_api.start(self.folder / "agent.sock", 0o600)
 
     async def close_agent_sock(self) -> None:

@@ -34,13 +34,14 @@ from tests.flows.workload_api_fake import (
 from aims.identifiers import SpiffeId
 from aims.jose.errors import JoseError
 from aims.keys.errors import KeyStoreError
+from aims.node.api_server import ApiServer
 from aims.node.errors import NodeError
 from aims.node.grpc_call import CallLimits
 from aims.node.grpc_guard import GuardedServer, GuardLimits
 from aims.node.identities import IdentityState, JwtIdentity, Latest, ValidatedJwtSvid, X509Identity
 from aims.node.listener import open_listener
 from aims.node.peer import peer_of
-from aims.node.workload_api import WorkloadApi, WorkloadApiServer
+from aims.node.workload_api import WorkloadApi
 from aims.node.workload_errors import WorkloadApiError
 from aims.proto import workload_pb2 as pb
 from aims.proto import workload_service as service
@@ -172,7 +173,7 @@ async def test_a_source_that_ends_never_ends_a_stream_with_ok(tmp_path: Path) ->
             assert not caller.closed
             yield state()
 
-    server = WorkloadApiServer(WorkloadApi(Ending()), lambda _: FakeCaller())
+    server = ApiServer(WorkloadApi(Ending()), lambda _: FakeCaller())
     await server.start(tmp_path / "s.sock")
     async with RawClient.connect(tmp_path / "s.sock") as client:
         answer = await client.answer(client.call(service.FETCH_X509_SVID))
@@ -341,7 +342,7 @@ async def test_the_caller_is_recognised_by_its_socket_once_per_connection(tmp_pa
     callers: dict[int, FakeCaller] = {}
     identities = FakeIdentities()
     identities.latest.set(state())
-    server = WorkloadApiServer(WorkloadApi(identities), recognise)
+    server = ApiServer(WorkloadApi(identities), recognise)
     await server.start(tmp_path / "s.sock")
     async with RawClient.connect(tmp_path / "s.sock") as client:
         for _ in range(3):

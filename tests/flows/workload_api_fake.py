@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 
 from aims.errors import AimsError
 from aims.identifiers import SpiffeId, TrustDomain
+from aims.node.api_server import ApiServer
 from aims.node.grpc_guard import GuardLimits
 from aims.node.identities import (
     IdentityState,
@@ -27,7 +28,7 @@ from aims.node.identities import (
     WitIdentity,
     X509Identity,
 )
-from aims.node.workload_api import WorkloadApi, WorkloadApiServer
+from aims.node.workload_api import WorkloadApi
 from aims.node.workload_errors import WorkloadApiError
 from aims.proto.framing import frame
 from aims.proto.workload_service import Method
@@ -161,7 +162,7 @@ async def serve(
     identities = FakeIdentities()
     served = Served(folder / "workload.sock", identities)
     api: WorkloadApi[FakeCaller] = WorkloadApi(identities, wit=wit_on)
-    server = WorkloadApiServer(api, served.recognise, limits)
+    server = ApiServer(api, served.recognise, limits)
     served.stop = server.stop
     await server.start(served.path, mode)
     try:

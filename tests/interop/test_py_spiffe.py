@@ -24,9 +24,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from aims.identifiers import SpiffeId, TrustDomain
 from aims.jose.errors import JoseError
+from aims.node.api_server import ApiServer
 from aims.node.identities import IdentityState, JwtIdentity, Latest, ValidatedJwtSvid, X509Identity
 from aims.node.peer import Peer, peer_of
-from aims.node.workload_api import WorkloadApi, WorkloadApiServer
+from aims.node.workload_api import WorkloadApi
 from aims.node.workload_errors import WorkloadApiError
 
 PATIENCE = 30.0
@@ -157,7 +158,7 @@ class Identities:
 async def test_the_unchanged_client_fetches_validates_and_sees_a_rotation(tmp_path: Path) -> None:
     identities = Identities()
     serial = identities.rotate()
-    server = WorkloadApiServer(WorkloadApi(identities), peer_of)
+    server = ApiServer(WorkloadApi(identities), peer_of)
     await server.start(tmp_path / "workload.sock")
     program = str(Path(__file__).with_name("py_spiffe_client.py"))
     client = await asyncio.create_subprocess_exec(

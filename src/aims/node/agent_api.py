@@ -1,6 +1,6 @@
 """agent.sock: what the node offers to agents and services beside the Workload API (``aims.node.v1``).
 
-    server = AgentApiServer(AgentApi(identities, feed, window), peer_of)
+    server = ApiServer(AgentApi(identities, feed, window, clock), peer_of)
     await server.start(Path("/run/aims/agent.sock"))
 
 Whoever the Workload API entitles to an identity may call; whoever loses its last identity loses its calls. An addition
@@ -13,16 +13,14 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from aims.authentication.errors import AuthenticationError
 from aims.authentication.replay import ReplayWindow
 from aims.clock import Clock
 from aims.identifiers import SpiffeId
-from aims.node.grpc_guard import Answers, GuardedServer, GuardLimits
-from aims.node.identities import C, Identities, IdentityState, PeerOf
-from aims.node.listener import EVERYBODY, Listener, open_listener
+from aims.node.grpc_guard import Answers
+from aims.node.identities import C, Identities, IdentityState
 from aims.node.window_share import Shares
 from aims.node.workload_errors import WorkloadApiError
 from aims.proto import node_pb2 as pb
@@ -133,25 +131,6 @@ class _Entitled:
             if not step.done():
                 step.cancel()
                 await asyncio.wait({step})
-
-
-class AgentApiServer(Generic[C]):
-    """agent.sock, from ``start`` to ``stop``."""
-
-    def __init__(self, api: AgentApi[C], peer_of: PeerOf[C], limits: GuardLimits | None = None) -> None:
-        self._server = GuardedServer(api.answers(), peer_of, limits)
-        self._listener: Listener | None = None
-
-    async def start(self, path: Path, mode: int = EVERYBODY) -> None:
-        """Open the socket and serve. Raises as ``open_listener`` does."""
-        self._listener = open_listener(path, mode)
-        await self._server.start(self._listener.socket)
-
-    async def stop(self, grace: float = 2.0) -> None:
-        """Remove the socket, end every call with UNAVAILABLE and close."""
-        if self._listener is not None:
-            self._listener.unlink()
-        await self._server.stop(grace)
 
 
 def bits_of(found: Sequence[bool]) -> bytes:

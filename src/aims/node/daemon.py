@@ -23,8 +23,9 @@ from typing import Any, Final
 from aims.clock import Clock, IdSource
 from aims.node import pid_file
 from aims.node.agent_api import SOCKET_NAME as AGENT_SOCKET
-from aims.node.agent_api import AgentApi, AgentApiServer
+from aims.node.agent_api import AgentApi
 from aims.node.agent_feed import AgentFeed
+from aims.node.api_server import ApiServer
 from aims.node.cache import IdentityCache, recognise
 from aims.node.errors import NodeError
 from aims.node.hardening import harden
@@ -38,7 +39,7 @@ from aims.node.server_state import ServerState
 from aims.node.state import StateFolder, private_folder, read_join_token
 from aims.node.watching import Watch
 from aims.node.window import FileWindow
-from aims.node.workload_api import WorkloadApi, WorkloadApiServer
+from aims.node.workload_api import WorkloadApi
 
 DRAIN_SECONDS: Final = 2.0
 STOP_SECONDS: Final = 6.0
@@ -111,10 +112,10 @@ async def serve(settings: NodeSettings, *, clock: Clock, ids: IdSource, ready: C
         feed = AgentFeed(clock)
         window = FileWindow(settings.state_dir / "replay-window", clock)
         stack.callback(window.close)
-        agents = AgentApiServer(AgentApi(cache, feed, window, clock), recognise)
+        agents = ApiServer(AgentApi(cache, feed, window, clock), recognise)
         await agents.start(run_dir / AGENT_SOCKET)
         stack.push_async_callback(agents.stop)
-        api = WorkloadApiServer(WorkloadApi(cache), recognise)
+        api = ApiServer(WorkloadApi(cache), recognise)
         await api.start(run_dir / "workload.sock")
         stack.push_async_callback(api.stop)
         await launcher.start()

@@ -1,6 +1,6 @@
-"""The SPIFFE Workload API of the node: seven methods, and the socket that serves them.
+"""The SPIFFE Workload API of the node: seven methods, which an ``ApiServer`` serves.
 
-    server = WorkloadApiServer(WorkloadApi(identities), peer_of)
+    server = ApiServer(WorkloadApi(identities), peer_of)
     await server.start(Path("/run/aims/workload.sock"))
 
 Rules that hold for every stream (SPIFFE_Workload_API.md): the first message at once, each the complete state, no
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
@@ -22,9 +21,8 @@ from grpclib.const import Status
 from aims.errors import AimsError
 from aims.identifiers import IdentifierError, SpiffeId, TrustDomain
 from aims.node.grpc_call import status_of
-from aims.node.grpc_guard import Answers, GuardedServer, GuardLimits
-from aims.node.identities import C, Identities, IdentityState, PeerOf, WitIdentity, X509Identity
-from aims.node.listener import EVERYBODY, Listener, open_listener
+from aims.node.grpc_guard import Answers
+from aims.node.identities import C, Identities, IdentityState, WitIdentity, X509Identity
 from aims.node.workload_errors import WorkloadApiError
 from aims.proto import workload_pb2 as pb
 from aims.proto import workload_service as service
@@ -134,25 +132,6 @@ class WorkloadApi(Generic[C]):
                 if sent is None or response != sent:
                     sent = response
                     yield response
-
-
-class WorkloadApiServer(Generic[C]):
-    """The Workload API on a unix socket, from ``start`` to ``stop``."""
-
-    def __init__(self, api: WorkloadApi[C], peer_of: PeerOf[C], limits: GuardLimits | None = None) -> None:
-        self._server = GuardedServer(api.answers(), peer_of, limits)
-        self._listener: Listener | None = None
-
-    async def start(self, path: Path, mode: int = EVERYBODY) -> None:
-        """Open the socket and serve. Raises as ``open_listener`` does."""
-        self._listener = open_listener(path, mode)
-        await self._server.start(self._listener.socket)
-
-    async def stop(self, grace: float = 2.0) -> None:
-        """Remove the socket, end every call with UNAVAILABLE and close."""
-        if self._listener is not None:
-            self._listener.unlink()
-        await self._server.stop(grace)
 
 
 def _x509_svids(state: IdentityState) -> pb.X509SVIDResponse:
