@@ -17,8 +17,9 @@ from typing import Final, NamedTuple, Protocol
 from aims.authentication.errors import AuthenticationError
 from aims.clock import Clock
 from aims.identifiers import TrustDomain
+from aims.policy.rows import MAX_STALE_LIMIT
 
-DEFAULT_MAX_STALE: Final = 10.0  # seconds; also the limit
+DEFAULT_MAX_STALE: Final = float(MAX_STALE_LIMIT)  # seconds; also the limit
 MAX_STOPS: Final = 1_000_000
 MAX_NUMBER: Final = 2**53 - 1
 _KINDS = frozenset({"agent", "person", "grant", "node", "instance"})

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 import msgspec
 
 from aims.attestation import UNMEASURED, AttestationError, LaunchProfile, Selector, parse_selectors
+from aims.authentication.liveness import MAX_STOPS
 from aims.credentials.bundle import Bundle
 from aims.credentials.errors import CredentialError
 from aims.errors import AimsError
@@ -20,7 +21,6 @@ from aims.node.approvals import Approved
 from aims.node.errors import NodeError
 
 MAX_ENTRIES: Final = 100_000
-MAX_STOPS: Final = 1_000_000
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 Seconds = Annotated[int, msgspec.Meta(ge=0, le=86_400)]

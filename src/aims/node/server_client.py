@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from aims.jose import JoseError, base64url
 from aims.jose.strict_json import read_object
 from aims.node.errors import NodeError
-from aims.provisioning.join_token import JoinToken
+from aims.provisioning.join_token import JoinToken, is_server_url
 from aims.x509 import X509Error
 from aims.x509.parse import parse_pem
 
@@ -34,7 +34,6 @@ MAX_ANSWER: Final = 1024 * 1024
 MAX_LINE: Final = 32 * 1024 * 1024
 """A ``state`` line holds every entry of the node with its launch profile."""
 
-_URL = re.compile(r"https://[A-Za-z0-9.-]{1,253}(?::[0-9]{1,5})?|https://\[[0-9a-fA-F:.]{2,45}\](?::[0-9]{1,5})?")
 _CODE = re.compile(r"[a-z_]{1,64}\.[a-z_:A-Z]{1,64}")
 _AGAIN: Final = frozenset({409, 429, 500, 502, 503, 504})
 
@@ -206,7 +205,7 @@ class ServerClient:
 
 def base_url(text: str) -> str:
     """Return ``text`` if it is ``https://HOST[:PORT]`` and nothing more. Raises: NodeError ``server_answer``."""
-    if _URL.fullmatch(text) is None:
+    if not is_server_url(text):
         raise NodeError("server_answer", "a URL")
     return text
 

@@ -7,8 +7,8 @@ nothing back: what was known stays, and ``fresh`` says whether it was confirmed 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Final
 
+from aims.authentication.liveness import DEFAULT_MAX_STALE, MAX_STOPS
 from aims.clock import Clock
 from aims.credentials.bundle import Bundle, BundleSet
 from aims.credentials.errors import CredentialError
@@ -17,7 +17,6 @@ from aims.node.approvals import Approved
 from aims.node.errors import NodeError, ended, suspended
 from aims.node.messages import (
     MAX_ENTRIES,
-    MAX_STOPS,
     BundleChanged,
     EntriesChanged,
     Entry,
@@ -29,8 +28,6 @@ from aims.node.messages import (
     StopKey,
     Stopped,
 )
-
-DEFAULT_MAX_STALE: Final = 10.0
 
 
 class ServerState:

@@ -43,7 +43,7 @@ class JoinToken:
     def __post_init__(self) -> None:
         if _NODE.fullmatch(self.node) is None:
             raise ProvisioningError("join_token_malformed", "node")
-        if len(self.url) > MAX_URL or _URL.fullmatch(self.url) is None:
+        if len(self.url) > MAX_URL or not is_server_url(self.url):
             raise ProvisioningError("join_token_malformed", "url")
         if len(self.ca) != 32 or len(self.secret) != SECRET_OCTETS:
             raise ProvisioningError("join_token_malformed", "length of ca or secret")
@@ -91,3 +91,8 @@ def secret_hash(node: str, secret: bytes) -> bytes:
 
 def _text(octets: bytes) -> str:
     return base64url.encode(octets).decode("ascii")
+
+
+def is_server_url(text: str) -> bool:
+    """Tell whether ``text`` is ``https://HOST[:PORT]`` and nothing more."""
+    return _URL.fullmatch(text) is not None

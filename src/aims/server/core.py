@@ -22,6 +22,7 @@ from aims.identifiers import SpiffeId, TrustDomain
 from aims.keys.store import open_store
 from aims.policy.engine import Engine
 from aims.policy.errors import PolicyError
+from aims.policy.rows import MAX_STALE_LIMIT
 from aims.policy.store import active
 from aims.policy.tables import Tables
 from aims.provisioning.authority import store as authority_store
@@ -40,7 +41,6 @@ from aims.storage.reading import StopRow
 from aims.storage.write import Name
 
 HEARTBEAT_SECONDS: Final = 2
-MAX_STALE_SECONDS: Final = 10
 
 _log = logging.getLogger("aims.server")
 
@@ -185,7 +185,7 @@ class Core:
                 }
                 for row in tables.rows.resources
             },
-            "max_stale": MAX_STALE_SECONDS,
+            "max_stale": MAX_STALE_LIMIT,
             "heartbeat": HEARTBEAT_SECONDS,
         }
 

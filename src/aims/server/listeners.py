@@ -15,13 +15,14 @@ from typing import Final, Literal
 from aims.credentials.bundle import BundleSet
 from aims.credentials.mtls import renew, spiffe_server_context
 from aims.errors import AimsError
+from aims.policy.rows import MAX_STALE_LIMIT
 from aims.provisioning.authority.local import Shown, localhost, own_svid
 from aims.provisioning.bundles import domain_bundle
 from aims.provisioning.issuance import IssuanceService
 from aims.provisioning.join import JoinService
 from aims.provisioning.routes import MAX_BODY, NodeRoutes, Route, version_refusal
 from aims.server.authorization_routes import AuthorizationRoutes
-from aims.server.core import MAX_STALE_SECONDS, Core, News
+from aims.server.core import Core, News
 from aims.server.documents import document_routes
 from aims.server.http import Answer, App, Listener, Scope, answering, header
 from aims.server.monitoring_routes import monitoring_routes
@@ -74,7 +75,7 @@ class Listeners:
             public_ca=core.tls_ca_pem,
             clock=core.clock,
             ids=core.ids,
-            current=lambda: core.database.feed.fresh(MAX_STALE_SECONDS),
+            current=lambda: core.database.feed.fresh(MAX_STALE_LIMIT),
         )
         authorization = AuthorizationRoutes(core, core.key_store)
         transactions = TransactionRoutes(core, authorization.keys)

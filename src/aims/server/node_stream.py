@@ -19,12 +19,11 @@ from aims.errors import AimsError
 from aims.provisioning.bundles import domain_bundle
 from aims.provisioning.registry.memory import Applied
 from aims.provisioning.routes import node_of, refusal, version_refusal
-from aims.server.core import Core, News
+from aims.server.core import HEARTBEAT_SECONDS, Core, News
 from aims.server.http import Answer, Receive, Scope, Send, header, respond
 from aims.storage.reading import StopRow
 from aims.tls import peer
 
-HEARTBEAT_SECONDS: Final = 2.0
 LATE_SECONDS: Final = 0.05
 MOST_WAITING: Final = 1_000
 VERSION_HEADER: Final = b"aims-node-version"
