@@ -7,18 +7,12 @@ import importlib
 import pkgutil
 import re
 from pathlib import Path
-from typing import Annotated, Any
-
-from cyclopts import Parameter
 
 import aims
+from aims.cli.administrator import RunDir, call
 from aims.cli.errors import CliError
 from aims.cli.output import Output, show
 from aims.errors import Reason, catalogue
-
-RunDir = Annotated[
-    Path | None, Parameter(name="--run-dir", help="folder of the sockets [default: $XDG_RUNTIME_DIR/aims]")
-]
 
 
 def explain(what: str, *, run_dir: RunDir = None, output: Output = "text") -> None:
@@ -83,13 +77,11 @@ def _token(text: str, output: Output) -> None:
 
 def _identifier(text: str, run_dir: Path | None, output: Output) -> None:
     from aims.identifiers import SpiffeId
-    from aims.server.admin_client import AdminClient, socket_path
 
     wanted = str(SpiffeId.parse(text))
-    with AdminClient(socket_path(run_dir), "explain") as client:
-        workloads: list[dict[str, Any]] = client.call("GET", "/admin/v1/agents")
-        entries: list[dict[str, Any]] = client.call("GET", "/admin/v1/entries")
-        nodes: list[dict[str, Any]] = client.call("GET", "/admin/v1/nodes")
+    workloads = call(run_dir, "explain", "GET", "agents")
+    entries = call(run_dir, "explain", "GET", "entries")
+    nodes = call(run_dir, "explain", "GET", "nodes")
     for node in nodes:
         if node["spiffe_id"] == wanted:
             show(node, output, f"{wanted}\n  a node, {node['state']}")

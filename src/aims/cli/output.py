@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from cyclopts import Parameter
@@ -41,3 +41,16 @@ def complain(error: AimsError) -> int:
         lines.append(f" fix: {error.hint}")
     sys.stderr.write("\n".join(lines) + "\n")
     return REFUSED
+
+
+def table(rows: list[dict[str, Any]], *columns: str) -> str:
+    """Columns wide enough for their longest cell; lists as words."""
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    head = [column.replace("_", " ") for column in columns]
+    widths = [max(len(line[at]) for line in [head, *cells]) for at in range(len(columns))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [head, *cells]]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _cell(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value if value is not None else "-")

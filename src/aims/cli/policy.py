@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
+from aims.cli.administrator import RunDir, Why, call
 from aims.cli.errors import CliError
 from aims.cli.output import REFUSED, Output, show
-from aims.server.admin_client import AdminClient, socket_path
 
 app = App(name="policy", help="Ask the policy what it decides and why; change it.")
 
@@ -25,7 +25,7 @@ def check(
     principal_fact: Annotated[list[str] | None, Parameter(help="NAME=VALUE, may be repeated")] = None,
     resource_fact: Annotated[list[str] | None, Parameter(help="NAME=VALUE, may be repeated")] = None,
     fact: Annotated[list[str] | None, Parameter(help="NAME=VALUE of the context, may be repeated")] = None,
-    run_dir: Annotated[Path | None, Parameter(help="where the server's sockets are")] = None,
+    run_dir: RunDir = None,
     output: Output = "text",
 ) -> int:
     """Decide a question; the question and its answer are recorded. Exit status 1 when the answer is deny."""
@@ -35,8 +35,7 @@ def check(
         "resource": _party(resource, resource_fact),
         "context": _facts(fact),
     }
-    with AdminClient(socket_path(run_dir)) as client:
-        answer: dict[str, Any] = client.call("POST", "/admin/v1/policy/check", question)
+    answer = call(run_dir, "", "POST", "policy/check", question)
     show(answer, output, f"{answer['effect']}  {answer['code']}\n{answer['explanation']}\npolicy {answer['policy']}")
     return 0 if answer["effect"] == "permit" else REFUSED
 
@@ -47,12 +46,11 @@ def show_policy(
     folder: Annotated[
         Path | None, Parameter(name="--folder", help="write the bundle's files into this new folder")
     ] = None,
-    run_dir: Annotated[Path | None, Parameter(help="where the server's sockets are")] = None,
+    run_dir: RunDir = None,
     output: Output = "text",
 ) -> None:
     """Show the policy in force; with --folder, as files that `aims policy apply` takes back."""
-    with AdminClient(socket_path(run_dir)) as client:
-        answer: dict[str, Any] = client.call("GET", "/admin/v1/policy")
+    answer = call(run_dir, "", "GET", "policy")
     if folder is not None:
         folder.mkdir(mode=0o700, parents=True)
         for name, text in answer["files"].items():
@@ -66,8 +64,8 @@ def show_policy(
 def apply_policy(
     folder: Path,
     *,
-    reason: Annotated[str, Parameter(name="--reason", help="why, for the record")] = "",
-    run_dir: Annotated[Path | None, Parameter(help="where the server's sockets are")] = None,
+    reason: Why = "",
+    run_dir: RunDir = None,
     output: Output = "text",
 ) -> None:
     """Put the policy of a folder in force at once, as one recorded change."""
@@ -75,9 +73,8 @@ def apply_policy(
 
     bundle = Bundle.from_folder(folder)
     files = {name: octets.decode("utf-8") for name, octets in bundle.files.items()}
-    with AdminClient(socket_path(run_dir), reason) as client:
-        before = client.call("GET", "/admin/v1/status")["policy"]
-        answer: dict[str, Any] = client.call("POST", "/admin/v1/policy", {"files": files, "before": before})
+    before = call(run_dir, reason, "GET", "status")["policy"]
+    answer = call(run_dir, reason, "POST", "policy", {"files": files, "before": before})
     show(answer, output, f"policy {answer['version']} is in force")
 
 

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
+from aims.cli.administrator import RunDir, Why, call
 from aims.cli.agent_life import register_on as register_life
-from aims.cli.output import Output, show, warn
-from aims.server.admin_client import AdminClient, socket_path
+from aims.cli.output import Output, show, table, warn
 
-RunDir = Annotated[
-    Path | None, Parameter(name="--run-dir", help="folder of the sockets [default: $XDG_RUNTIME_DIR/aims]")
-]
-Why = Annotated[str, Parameter(name="--reason", help="why, for the record")]
 Command = Annotated[str, Parameter(allow_leading_hyphen=True, help="the command, after `--`")]
 
 owner = App(name="owner", help="The people and teams that answer for agents.")
@@ -24,25 +20,6 @@ entry = App(name="entry", help="What an agent must show, and on which nodes, to 
 node = App(name="node", help="The hosts on which agents run.")
 
 node.command("aims.cli.node_run:run_node", name="run", help="Run this host's node in the foreground.")
-
-
-def call(run_dir: Path | None, reason: str, method: str, path: str, body: object | None = None) -> Any:
-    """Call the administrator's socket once and return what it answers."""
-    with AdminClient(socket_path(run_dir), reason) as client:
-        return client.call(method, path, body)
-
-
-def table(rows: list[dict[str, Any]], *columns: str) -> str:
-    """Columns wide enough for their longest cell; lists as words."""
-    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
-    head = [column.replace("_", " ") for column in columns]
-    widths = [max(len(line[at]) for line in [head, *cells]) for at in range(len(columns))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [head, *cells]]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _cell(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value if value is not None else "-")
 
 
 register_life(agent)
@@ -60,14 +37,14 @@ def register_owner(
 ) -> None:
     """Register who answers for agents."""
     body = {"name": name, "kind": kind, "contact": contact}
-    answer = call(run_dir, reason, "POST", "/admin/v1/owners", body)
+    answer = call(run_dir, reason, "POST", "owners", body)
     show(answer, output, f"{answer['kind']} {answer['name']} is registered")
 
 
 @owner.command(name="list")
 def list_owners(*, run_dir: RunDir = None, output: Output = "text") -> None:
     """List the owners."""
-    rows = call(run_dir, "", "GET", "/admin/v1/owners")
+    rows = call(run_dir, "", "GET", "owners")
     show(rows, output, table(rows, "name", "kind"))
 
 
@@ -105,7 +82,7 @@ def register_agent(
         "nodes": node or ["local"],
         "x509_ttl": ttl,
     }
-    answer = call(run_dir, reason, "POST", "/admin/v1/agents", body)
+    answer = call(run_dir, reason, "POST", "agents", body)
     show(answer, output, f"{answer['spiffe_id']} is registered\napproved: {answer['launch']}")
 
 
@@ -123,21 +100,21 @@ def approve_agent(
 ) -> None:
     """Approve another command for an agent, in place of the one that was approved."""
     body = {"name": name, "profile": _profile(command, root, more_arguments=more_arguments, unmeasured=False)}
-    answer = call(run_dir, reason, "POST", "/admin/v1/agents/approve", body)
+    answer = call(run_dir, reason, "POST", "agents/approve", body)
     show(answer, output, f"{answer['spiffe_id']}\napproved: {answer['launch']}")
 
 
 @agent.command(name="list")
 def list_agents(*, run_dir: RunDir = None, output: Output = "text") -> None:
     """List agents and services, retired ones too."""
-    rows = call(run_dir, "", "GET", "/admin/v1/agents")
+    rows = call(run_dir, "", "GET", "agents")
     show(rows, output, table(rows, "name", "kind", "state", "owner", "spiffe_id"))
 
 
 @entry.command(name="list")
 def list_entries(*, run_dir: RunDir = None, output: Output = "text") -> None:
     """List the entries."""
-    rows = call(run_dir, "", "GET", "/admin/v1/entries")
+    rows = call(run_dir, "", "GET", "entries")
     show(rows, output, table(rows, "id", "spiffe_id", "nodes", "selectors"))
 
 
@@ -167,21 +144,21 @@ def create_entry(
         "jwt_ttl": jwt_ttl,
         "hint": hint,
     }
-    answer = call(run_dir, reason, "POST", "/admin/v1/entries", body)
+    answer = call(run_dir, reason, "POST", "entries", body)
     show(answer, output, f"entry {answer['id']} for {answer['spiffe_id']}")
 
 
 @entry.command(name="delete")
 def delete_entry(entry_id: str, *, reason: Why = "", run_dir: RunDir = None, output: Output = "text") -> None:
     """Delete an entry: nothing more is issued by it."""
-    answer = call(run_dir, reason, "POST", "/admin/v1/entries/delete", {"id": entry_id})
+    answer = call(run_dir, reason, "POST", "entries/delete", {"id": entry_id})
     show(answer, output, f"entry {answer['id']} of {answer['spiffe_id']} is deleted")
 
 
 @node.command(name="list")
 def list_nodes(*, run_dir: RunDir = None, output: Output = "text") -> None:
     """List the nodes."""
-    rows = call(run_dir, "", "GET", "/admin/v1/nodes")
+    rows = call(run_dir, "", "GET", "nodes")
     show(rows, output, table(rows, "id", "state", "spiffe_id", "last_seen"))
 
 
@@ -201,7 +178,7 @@ def node_token(
 ) -> None:
     """Make a join token: good once, for this node id. Give it to `aims node run` in a file or on standard input."""
     body = {"node": name, "lifetime": lifetime, "selectors": selector or []}
-    answer = call(run_dir, reason, "POST", "/admin/v1/nodes/token", body)
+    answer = call(run_dir, reason, "POST", "nodes/token", body)
     if file is None:
         show(answer["token"], "text", answer["token"])
         return
@@ -213,7 +190,7 @@ def node_token(
 @node.command(name="ban")
 def ban_node(name: str, *, reason: Why = "", run_dir: RunDir = None, output: Output = "text") -> None:
     """Ban a node for good: its identities end, and nothing more is issued on it."""
-    answer = call(run_dir, reason, "POST", "/admin/v1/nodes/ban", {"node": name})
+    answer = call(run_dir, reason, "POST", "nodes/ban", {"node": name})
     show(answer, output, f"{answer['spiffe_id']} is banned")
 
 

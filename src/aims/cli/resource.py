@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from aims.cli.administrator import RunDir, Why, call
 from aims.cli.errors import CliError
-from aims.cli.output import Output, show
-from aims.cli.registry import RunDir, Why, call, table
+from aims.cli.output import Output, show, table
 
 app = App(name="resource", help="The tools and services that agents may call: URL, expected identity, call profile.")
 
@@ -35,8 +35,8 @@ def add(
     """Add a resource to the policy in force: one row, checked as a whole, one recorded change."""
     if not url.startswith("https://"):
         raise CliError("argument", f"--url {url!r} must begin with https://")
-    require_service(call(run_dir, "", "GET", "/admin/v1/agents"), service)
-    bundle = call(run_dir, "", "GET", "/admin/v1/policy")
+    require_service(call(run_dir, "", "GET", "agents"), service)
+    bundle = call(run_dir, "", "GET", "policy")
     if any(known["name"] == name for known in rows(bundle["files"][_TABLES])):
         raise CliError(
             "argument", f"there is a resource {name} already; take it away first: aims resource remove {name}"
@@ -60,7 +60,7 @@ def add(
 @app.command
 def remove(name: str, *, reason: Why = "", run_dir: RunDir = None, output: Output = "text") -> None:
     """Take a resource out of the policy in force: callers know it no more."""
-    bundle = call(run_dir, "", "GET", "/admin/v1/policy")
+    bundle = call(run_dir, "", "GET", "policy")
     answer = _replace(run_dir, reason, bundle, without(bundle["files"][_TABLES], name))
     show(answer, output, f"{name} is removed")
 
@@ -68,7 +68,7 @@ def remove(name: str, *, reason: Why = "", run_dir: RunDir = None, output: Outpu
 @app.command(name="list")
 def list_resources(*, run_dir: RunDir = None, output: Output = "text") -> None:
     """List the resources of the policy in force."""
-    bundle = call(run_dir, "", "GET", "/admin/v1/policy")
+    bundle = call(run_dir, "", "GET", "policy")
     found = rows(bundle["files"][_TABLES])
     show(found, output, table(found, "name", "url", "peer", "profile", "scopes"))
 
@@ -127,5 +127,5 @@ def _replace(run_dir: Path | None, reason: str, bundle: dict[str, Any], tables: 
     files = {**bundle["files"], _TABLES: tables}
     Bundle.from_files({each: text.encode("utf-8") for each, text in files.items()})
     body = {"files": files, "before": bundle["version"]}
-    answer: dict[str, Any] = call(run_dir, reason, "POST", "/admin/v1/policy", body)
+    answer: dict[str, Any] = call(run_dir, reason, "POST", "policy", body)
     return answer
