@@ -20,9 +20,10 @@ from aims.errors import AimsError
 from aims.identifiers import SpiffeId
 from aims.keys import Purpose, open_store
 from aims.provisioning.authority import store
+from aims.provisioning.authority.issuer_keys import published_keys
 from aims.provisioning.authority.keeper import Keeper
 from aims.provisioning.authority.local import localhost, own_svid
-from aims.provisioning.authority.model import LIFE, PUBLISHED_FIRST, SIGNED_LIFE, SKEW, Step
+from aims.provisioning.authority.model import LIFE, PUBLISHED_FIRST, SIGNED_LIFE, SKEW, AuthorityState, Step
 from aims.provisioning.authority.service import PURPOSES, SCHEDULE, AuthorityService
 from aims.provisioning.bundles import domain_bundle, jwt_svid_jwks
 from aims.provisioning.errors import ProvisioningError
@@ -54,6 +55,14 @@ def _svid(world: World) -> x509_svid.X509Svid:
         lifetime=60,
         fence=Fence("laptop:" + "a" * 26, 1),
     )
+
+
+def test_a_purpose_without_a_key_signs_and_publishes_nothing() -> None:
+    empty = AuthorityState(0, ())
+    assert len(published_keys(empty, Purpose.SET)) == 0
+    with pytest.raises(ProvisioningError) as caught:
+        empty.current(Purpose.SET)
+    assert caught.value.code == "provisioning.authority_empty"
 
 
 async def test_processes_that_race_for_the_first_keys_end_with_one_set(

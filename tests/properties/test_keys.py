@@ -22,22 +22,23 @@ from joserfc.jwk import ECKey, OKPKey
 
 from aims.keys import (
     Algorithm,
-    KeyRing,
     KeyStoreError,
     LocalKey,
     PublicKey,
     Purpose,
     SigningKey,
+    current_key,
     generate,
     immediate,
     local_key,
+    named,
     open_store,
     thumbprint,
 )
 from aims.keys.file import MAX_KEY_BYTES, FileKeyStore
 from aims.keys.memory import MemoryKeyStore
+from aims.keys.named import parse_kid
 from aims.keys.purpose import ALGORITHMS, CERTIFICATE_PURPOSES
-from aims.keys.slots import MAX_RETIRED, Retired, Slots, parse_kid
 
 PAIRS = [(a, b) for a in Purpose for b in Purpose if a is not b]
 JOSE = [purpose for purpose in Purpose if purpose not in CERTIFICATE_PURPOSES]
@@ -133,64 +134,49 @@ def test_private_parts_do_not_show() -> None:
 @pytest.mark.parametrize(("made", "asked"), PAIRS)
 async def test_a_key_of_one_purpose_is_none_of_another(made: Purpose, asked: Purpose) -> None:
     store = MemoryKeyStore()
-    ring = await KeyRing.open(store, Purpose)
-    kid = ring.current(made).kid
+    key, other = await current_key(store, made), await current_key(store, asked)
+    assert key.kid != other.kid
     with _refused("purpose"):
-        ring.find(made, kid).for_purpose(asked)
-    with _refused("missing"):
-        ring.find(asked, kid)
+        key.public().for_purpose(asked)
     with _refused("purpose"):
-        await store.load(asked, kid)
-    assert kid not in {key.kid for key in ring.public_keys(asked)}
-    await store.put_slots(asked, await store.slots(asked), Slots(current=kid))
+        await store.load(asked, key.kid)
+    store._current[asked] = key.kid
     with _refused("purpose"):
-        await ring.load(asked)
-    assert ring.find(made, kid).for_purpose(made) == ring.current(made).public_key()
+        await current_key(store, asked)
+    assert (await current_key(store, made)).public().for_purpose(made) == key.public_key()
 
 
-async def test_one_key_under_two_purposes_is_refused() -> None:
+async def test_a_store_that_gives_another_key_is_not_believed() -> None:
     class Liar(MemoryKeyStore):
         async def load(self, purpose: Purpose, kid: str) -> LocalKey:
-            key = self._keys[kid]
-            return LocalKey(purpose=purpose, kid=kid, algorithm=key.algorithm, _private=key._private)
+            return generate(purpose if kid == self._current.get(Purpose.SET) else Purpose.SET)
 
     store = Liar()
-    ring = await KeyRing.open(store, [Purpose.JWT_SVID])
-    await store.put_slots(Purpose.WIT_SVID, None, Slots(current=ring.current(Purpose.JWT_SVID).kid))
-    with _refused("purpose"):
-        await ring.load(Purpose.WIT_SVID)
+    for purpose in (Purpose.SET, Purpose.JWT_SVID):
+        with _refused("purpose"):
+            await current_key(store, purpose)
 
 
 @pytest.mark.parametrize("kind", ["memory", "file"])
-async def test_rotation_publishes_before_use_and_after(kind: str, folder: Path) -> None:
+async def test_a_purpose_has_one_key_that_stays(kind: str, folder: Path) -> None:
     store = open_store("memory:" if kind == "memory" else f"file:{folder}")
-    ring = await KeyRing.open(store, [Purpose.SET])
-    first = ring.current(Purpose.SET).kid
-    assert ring.next(Purpose.SET) is None
-    with _refused("no_next"):
-        await ring.activate(Purpose.SET, retire_until=10)
-    second = (await ring.prepare(Purpose.SET)).kid
-    assert ring.current(Purpose.SET).kid == first
-    assert [key.kid for key in ring.public_keys(Purpose.SET)] == [first, second]
-    with _refused("next_exists"):
-        await ring.prepare(Purpose.SET)
-    assert (await ring.activate(Purpose.SET, retire_until=10)).kid == second
-    again = await KeyRing.open(store, [Purpose.SET], create=False)
-    assert [key.kid for key in again.public_keys(Purpose.SET)] == [second, first]
-    assert await again.forget(Purpose.SET, 9.9) == ()
-    assert await again.forget(Purpose.SET, 10) == (first,)
-    assert await store.kids(Purpose.SET) == (second,)
+    assert await store.current(Purpose.SET) is None
+    first = await current_key(store, Purpose.SET)
+    assert await store.current(Purpose.SET) == first.kid
+    again = store if kind == "memory" else open_store(f"file:{folder}")
+    assert (await current_key(again, Purpose.SET)).kid == first.kid
+    second = await store.create(Purpose.SET)
     with _refused("changed"):
-        await ring.prepare(Purpose.SET)
-    assert await store.kids(Purpose.SET) == (second,)
+        await store.make_current(Purpose.SET, second.kid)
+    assert (await current_key(store, Purpose.SET)).kid == first.kid
+    await store.destroy(Purpose.SET, first.kid)
     with _refused("missing"):
-        await store.load(Purpose.SET, first)
-    await store.destroy(Purpose.SET, first)
+        await current_key(store, Purpose.SET)
+    await store.destroy(Purpose.SET, first.kid)
 
 
 async def test_a_key_elsewhere_is_awaited(folder: Path) -> None:
-    ring = await KeyRing.open(FileKeyStore(folder), [Purpose.SET])
-    here = ring.current(Purpose.SET)
+    here = await current_key(FileKeyStore(folder), Purpose.SET)
     _verify(here.public(), immediate(here).sign_now(b"x"), b"x")
 
     class Remote:
@@ -205,19 +191,10 @@ async def test_a_key_elsewhere_is_awaited(folder: Path) -> None:
     _verify(away.public(), await away.sign(b"x"), b"x")
 
 
-async def test_an_empty_ring_has_no_keys(folder: Path) -> None:
-    ring = KeyRing(MemoryKeyStore())
-    for ask in (ring.current, ring.next, ring.public_keys):
-        with _refused("no_current"):
-            ask(Purpose.SET)
-    with _refused("no_current"):
-        await KeyRing.open(FileKeyStore(folder), [Purpose.SET], create=False)
-
-
 async def test_two_first_starts_agree_on_one_key(folder: Path) -> None:
-    rings = await asyncio.gather(*(KeyRing.open(FileKeyStore(folder), [Purpose.SET]) for _ in range(8)))
-    assert len({ring.current(Purpose.SET).kid for ring in rings}) == 1
-    assert len(await FileKeyStore(folder).kids(Purpose.SET)) == 1
+    keys = await asyncio.gather(*(current_key(FileKeyStore(folder), Purpose.SET) for _ in range(8)))
+    assert len({key.kid for key in keys}) == 1
+    assert await FileKeyStore(folder).kids(Purpose.SET) == (keys[0].kid,)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +230,7 @@ async def test_files_are_private_and_bound_to_their_purpose(folder: Path) -> Non
     try:
         store = FileKeyStore(folder)
         key = await store.create(Purpose.JWT_SVID)
-        await store.put_slots(Purpose.JWT_SVID, None, Slots(current=key.kid))
+        await store.make_current(Purpose.JWT_SVID, key.kid)
     finally:
         os.umask(before)
     assert _mode(folder) == 0o700
@@ -362,20 +339,20 @@ async def test_keys_are_never_overwritten(folder: Path, monkeypatch: pytest.Monk
 
 _WRITER = """
 import asyncio, sys
-from aims.keys import Purpose, open_store, KeyRing
+from aims.keys import Purpose, current_key, open_store
 async def main():
-    ring = await KeyRing.open(open_store("file:" + sys.argv[1]), [Purpose.SET])
-    for now in range(100000):
+    store = open_store("file:" + sys.argv[1])
+    await current_key(store, Purpose.SET)
+    for _ in range(100000):
         print("ready", flush=True)
-        await ring.prepare(Purpose.SET)
-        await ring.activate(Purpose.SET, retire_until=now)
-        await ring.forget(Purpose.SET, now)
+        key = await store.create(Purpose.SET)
+        await store.destroy(Purpose.SET, key.kid)
 asyncio.run(main())
 """
 
 
 @pytest.mark.parametrize("rounds", [0, 3, 8])
-def test_a_killed_writer_leaves_a_ring_that_opens(folder: Path, rounds: int) -> None:
+def test_a_killed_writer_leaves_a_store_that_opens(folder: Path, rounds: int) -> None:
     with subprocess.Popen([sys.executable, "-c", _WRITER, str(folder)], stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None
         for _ in range(rounds + 1):
@@ -383,16 +360,17 @@ def test_a_killed_writer_leaves_a_ring_that_opens(folder: Path, rounds: int) -> 
         writer.send_signal(signal.SIGKILL)
         assert writer.wait(10) == -signal.SIGKILL
     (folder / ".new-0123456789abcdef").write_bytes(b"half a key")
-    asyncio.run(_rotate(folder))
+    asyncio.run(_use(folder))
     assert not _leftovers(folder)
 
 
-async def _rotate(folder: Path) -> None:
-    ring = await KeyRing.open(FileKeyStore(folder), [Purpose.SET], create=False)
-    _verify(ring.current(Purpose.SET).public(), await ring.current(Purpose.SET).sign(b"x"), b"x")
-    if ring.next(Purpose.SET) is None:
-        await ring.prepare(Purpose.SET)
-    await ring.activate(Purpose.SET, retire_until=0)
+async def _use(folder: Path) -> None:
+    store = FileKeyStore(folder)
+    key = await current_key(store, Purpose.SET)
+    _verify(key.public(), await key.sign(b"x"), b"x")
+    for kid in await store.kids(Purpose.SET):
+        assert (await store.load(Purpose.SET, kid)).kid == kid
+    await store.create(Purpose.SET)
 
 
 @pytest.mark.parametrize(
@@ -402,26 +380,24 @@ async def _rotate(folder: Path) -> None:
         b"[]",
         b"null",
         b'{"current":"x","next":null,"retired":[]}',
-        b'{"current":"%b","next":"%b","retired":[]}' % (b"A" * 43, b"A" * 43),
+        b'{"current":"%b","next":"%b","retired":[]}' % (b"A" * 43, b"B" * 43),
         b'{"current":"%b","next":null,"retired":[],"more":1}' % (b"A" * 43),
-        b'{"current":"%b","next":null,"retired":[{"kid":"%b","until":"1"}]}' % (b"A" * 43, b"B" * 43),
+        b'{"current":"%b","next":null,"retired":[{"kid":"%b","until":1}]}' % (b"A" * 43, b"B" * 43),
         b'{"current":"\xff","next":null,"retired":[]}',
         b" " * 9000 + b'{"current":"%b","next":null,"retired":[]}' % (b"A" * 43),
         b'{"current":"%b","next":null,"retired":' % (b"A" * 43) + b"[" * 4000,
     ],
 )
-def test_damaged_slots_are_refused(data: bytes) -> None:
+def test_a_damaged_name_is_refused(data: bytes) -> None:
     with pytest.raises(KeyStoreError) as caught:
-        Slots.decode(data)
+        named.decode(data)
     assert caught.value.reason in {"malformed", "kid"}
 
 
-def test_slots_and_names_are_bounded() -> None:
-    kids = [f"{number:043d}" for number in range(MAX_RETIRED + 2)]
-    most = Slots(current=kids[0], retired=tuple(Retired(kid, 1.5) for kid in kids[1:-1]))
-    assert Slots.decode(most.encode()) == most
-    with _refused("malformed"):
-        Slots(current=kids[0], retired=tuple(Retired(kid, 1) for kid in kids[1:]))
+def test_names_are_bounded() -> None:
+    kid = "A" * 43
+    assert named.encode(kid) == b'{"current":"%b","next":null,"retired":[]}' % kid.encode()
+    assert named.decode(named.encode(kid)) == kid
     for bad in ("", "a" * 42, "a" * 44, "a" * 43 + "\n", "../" + "a" * 40, "é" * 43):
         with _refused("kid"):
             parse_kid(bad)

@@ -28,9 +28,6 @@ class KeyStoreError(AimsError):
         purpose=("The key was made for another purpose.", "Each purpose has keys of its own."),
         algorithm=("The purpose does not allow this algorithm.", ""),
         kid=("The key identifier is not one of ours.", ""),
-        no_current=("The purpose has no current key.", "Start the server once so that it creates its keys."),
-        no_next=("The purpose has no next key to activate.", "Prepare a key first and publish it."),
-        next_exists=("The purpose has a next key already.", "Activate it before you prepare another."),
-        changed=("Another process changed the key slots.", "Load the key ring again."),
+        changed=("Another process made the purpose's key in the same moment.", "Start again."),
         not_local=("The key is not in this process and cannot sign without waiting.", "Await its signature instead."),
     )

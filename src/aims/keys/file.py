@@ -3,9 +3,9 @@
     FOLDER/                         0700, ours, no symbolic link
         .lock                       taken for every change
         PURPOSE.KID.pem             0600: three lines that bind the purpose, then PKCS#8 PEM
-        PURPOSE.slots               0600: which key is current, next, retired
+        PURPOSE.slots               0600: which key is the purpose's own, for those that are not rotated
 
-A key file is written to a temporary name, synced, and linked to its own name, which fails instead of overwriting; the
+A file is written to a temporary name, synced, and linked to its own name, which fails instead of overwriting; the
 folder is synced before the key is used. A temporary file that a killed process left is removed by the next change.
 """
 
@@ -28,10 +28,11 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from aims.keys import named
 from aims.keys.errors import KeyStoreError
+from aims.keys.named import parse_kid
 from aims.keys.purpose import Algorithm, Purpose
 from aims.keys.signing import LocalKey, generate, local_key
-from aims.keys.slots import Slots, parse_kid
 
 MAX_KEY_BYTES = 16384
 _TEMPORARY = ".new-"
@@ -70,7 +71,7 @@ class FileKeyStore:
 
     async def create(self, purpose: Purpose, algorithm: Algorithm | None = None) -> LocalKey:
         key = generate(purpose, algorithm)
-        await asyncio.to_thread(self._write, _key_name(purpose, key.kid), _encode(key), replace=False)
+        await asyncio.to_thread(self._write, _key_name(purpose, key.kid), _encode(key))
         return key
 
     async def load(self, purpose: Purpose, kid: str) -> LocalKey:
@@ -91,22 +92,22 @@ class FileKeyStore:
                 return
             os.fsync(folder)
 
-    async def slots(self, purpose: Purpose) -> Slots | None:
+    async def current(self, purpose: Purpose) -> str | None:
         with self._opened() as folder:
-            return self._read_slots(folder, purpose)
+            content = _read(folder, _current_name(purpose))
+        return None if content is None else named.decode(content)
 
-    async def put_slots(self, purpose: Purpose, before: Slots | None, after: Slots) -> None:
-        await asyncio.to_thread(self._put_slots, purpose, before, after)
+    async def make_current(self, purpose: Purpose, kid: str) -> None:
+        try:
+            await asyncio.to_thread(self._write, _current_name(purpose), named.encode(kid))
+        except KeyStoreError as error:
+            if error.reason != "exists":
+                raise
+            raise KeyStoreError("changed", purpose) from error
 
-    def _put_slots(self, purpose: Purpose, before: Slots | None, after: Slots) -> None:
+    def _write(self, name: str, content: bytes) -> None:
         with self._locked() as folder:
-            if self._read_slots(folder, purpose) != before:
-                raise KeyStoreError("changed", purpose)
-            _put(folder, f"{purpose}.slots", after.encode(), replace=True)
-
-    def _write(self, name: str, content: bytes, *, replace: bool) -> None:
-        with self._locked() as folder:
-            _put(folder, name, content, replace=replace)
+            _put(folder, name, content)
 
     def _load(self, purpose: Purpose, kid: str) -> LocalKey:
         name = _key_name(purpose, kid)
@@ -115,10 +116,6 @@ class FileKeyStore:
         if content is None:
             raise KeyStoreError("missing", name)
         return _decode(content, purpose, kid)
-
-    def _read_slots(self, folder: int, purpose: Purpose) -> Slots | None:
-        content = _read(folder, f"{purpose}.slots")
-        return None if content is None else Slots.decode(content)
 
     def _open_folder(self) -> int:
         try:
@@ -171,6 +168,10 @@ def _key_name(purpose: Purpose, kid: str) -> str:
     return f"{purpose}.{kid}.pem"
 
 
+def _current_name(purpose: Purpose) -> str:
+    return f"{purpose}.slots"
+
+
 def _encode(key: LocalKey) -> bytes:
     private = key._private  # noqa: SLF001  the store is the one place that may write a private key
     pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -220,7 +221,7 @@ def _read(folder: int, name: str) -> bytes | None:
     return content
 
 
-def _put(folder: int, name: str, content: bytes, *, replace: bool) -> None:
+def _put(folder: int, name: str, content: bytes) -> None:
     temporary = _TEMPORARY + secrets.token_hex(8)
     file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
     with os.fdopen(file, "wb") as stream:
@@ -228,13 +229,10 @@ def _put(folder: int, name: str, content: bytes, *, replace: bool) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(file)
-    if replace:
-        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
-    else:
-        try:
-            os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
-        except FileExistsError as error:
-            raise KeyStoreError("exists", name) from error
-        finally:
-            os.unlink(temporary, dir_fd=folder)
+    try:
+        os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+    except FileExistsError as error:
+        raise KeyStoreError("exists", name) from error
+    finally:
+        os.unlink(temporary, dir_fd=folder)
     os.fsync(folder)

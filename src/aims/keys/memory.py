@@ -5,17 +5,16 @@ from __future__ import annotations
 from aims.keys.errors import KeyStoreError
 from aims.keys.purpose import Algorithm, Purpose
 from aims.keys.signing import LocalKey, generate
-from aims.keys.slots import Slots
 
 
 class MemoryKeyStore:
     """A `KeyStore` in a dictionary. Two stores share nothing."""
 
-    __slots__ = ("_keys", "_slots")
+    __slots__ = ("_current", "_keys")
 
     def __init__(self) -> None:
         self._keys: dict[str, LocalKey] = {}
-        self._slots: dict[Purpose, Slots] = {}
+        self._current: dict[Purpose, str] = {}
 
     @classmethod
     def from_uri(cls, uri: str) -> MemoryKeyStore:
@@ -44,13 +43,12 @@ class MemoryKeyStore:
         if key is not None and key.purpose is purpose:
             del self._keys[kid]
 
-    async def slots(self, purpose: Purpose) -> Slots | None:
-        return self._slots.get(purpose)
+    async def current(self, purpose: Purpose) -> str | None:
+        return self._current.get(purpose)
 
-    async def put_slots(self, purpose: Purpose, before: Slots | None, after: Slots) -> None:
-        if self._slots.get(purpose) != before:
+    async def make_current(self, purpose: Purpose, kid: str) -> None:
+        if self._current.setdefault(purpose, kid) != kid:
             raise KeyStoreError("changed", purpose)
-        self._slots[purpose] = after
 
     def __repr__(self) -> str:
         return f"MemoryKeyStore({len(self._keys)} keys)"

@@ -11,7 +11,6 @@ from aims.keys.file import FileKeyStore
 from aims.keys.memory import MemoryKeyStore
 from aims.keys.purpose import Algorithm, Purpose
 from aims.keys.signing import SigningKey
-from aims.keys.slots import Slots
 
 
 class KeyStore(Protocol):
@@ -33,12 +32,12 @@ class KeyStore(Protocol):
         """Forget a private key for good; one that is not there is no error."""
         ...
 
-    async def slots(self, purpose: Purpose) -> Slots | None:
-        """Return the purpose's slots, None before its first key."""
+    async def current(self, purpose: Purpose) -> str | None:
+        """Return the name of the purpose's own key, None before its first."""
         ...
 
-    async def put_slots(self, purpose: Purpose, before: Slots | None, after: Slots) -> None:
-        """Replace ``before`` by ``after`` in one step. Raises ``changed`` if the store holds something else."""
+    async def make_current(self, purpose: Purpose, kid: str) -> None:
+        """Name the purpose's own key, once and in one step. Raises ``changed`` if it has one."""
         ...
 
 

@@ -16,8 +16,8 @@ from aims.audit.checkpoint import VerifierKey
 from aims.audit.sequencer import Sequencer
 from aims.audit.store import sequencing_engine, turn
 from aims.clock import Clock, IdSource
+from aims.keys.current import current_key
 from aims.keys.purpose import Purpose
-from aims.keys.ring import KeyRing
 from aims.keys.signing import SigningKey, immediate
 from aims.keys.store import open_store
 from aims.policy.bundle import Bundle
@@ -55,11 +55,11 @@ async def serve(
         prepare_database(settings.database_url)
         # 4
         make_private(settings.server_dir / "keys")
-        ring = await KeyRing.open(open_store(settings.keys_uri), [Purpose.AUDIT_CHECKPOINT])
+        log_key = await current_key(open_store(settings.keys_uri), Purpose.AUDIT_CHECKPOINT)
         # 5
         await put_policy_in_force(settings, clock=clock, ids=ids)
         # 6
-        sequencer = sequencer_of(settings, location, ring.current(Purpose.AUDIT_CHECKPOINT), clock=clock, ids=ids)
+        sequencer = sequencer_of(settings, location, log_key, clock=clock, ids=ids)
         # 7
         supervisor = Supervisor(
             settings, clock=clock, seal=sequencer.step, node=local_join_token if with_node else None
