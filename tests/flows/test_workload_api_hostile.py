@@ -16,7 +16,7 @@ import h2.errors
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.flows.workload_api_fake import PATIENCE, RawClient, Served, serve, state, until, x509
+from tests.flows.workload_api_fake import PATIENCE, Answer, RawClient, Served, serve, state, until, x509
 
 from aims.node.connection_limits import ConnectionLimits, Seat, Seats
 from aims.node.grpc_call import CallLimits
@@ -30,6 +30,7 @@ from aims.sdk.workload_client import WorkloadClient
 
 INVALID, DEADLINE, EXHAUSTED, UNIMPLEMENTED = 3, 4, 8, 12
 X509 = service.FETCH_X509_SVID
+SETTINGS, GOAWAY = 4, 7  # RFC 9113 6.5, 6.8
 
 
 @contextlib.asynccontextmanager
@@ -44,6 +45,20 @@ async def honest(served: Served) -> AsyncIterator[None]:
         second = await asyncio.wait_for(anext(watch), PATIENCE)
         assert [event.svids[0].chain for event in (first, second)] == [b"chain-1", b"chain-2"]  # type: ignore[union-attr]  # anything else fails here
         await watch.aclose()
+
+
+def _kinds(said: bytes) -> list[int]:
+    """The types of the frames in what a server sent."""
+    kinds = []
+    while said:
+        kinds.append(said[3])
+        said = said[9 + int.from_bytes(said[:3], "big") :]
+    return kinds
+
+
+def _chains(client: RawClient, number: int) -> list[bytes]:
+    """The certificates in what a call has answered so far."""
+    return [svid.x509_svid for message in client.answers[number].messages(X509) for svid in message.svids]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("security", [(), ("false",), ("True",), ("true ",), ("",), ("true", "true"), ("true", "x")])
@@ -93,6 +108,8 @@ async def test_metadata_that_nobody_asked_for_is_ignored(tmp_path: Path) -> None
         )
         number = client.call(X509, extra=strange)
         await until(lambda: client.answers[number].messages(X509))
+        assert _chains(client, number) == [b"chain-1"]
+        assert not client.answers[number].ended
 
 
 async def test_a_large_message_is_refused_by_its_length(tmp_path: Path) -> None:
@@ -165,6 +182,8 @@ async def test_empty_frames_and_unknown_frame_types_cost_nothing(tmp_path: Path)
             client.send(number, b"")
         client.send(number, frame(b""), end=True)
         await until(lambda: client.answers[number].messages(X509))
+        assert _chains(client, number) == [b"chain-1"]
+        assert (client.answers[number].ended, client.goaway) == (False, False)
 
 
 async def test_thousands_of_streams_on_one_connection_end_it_and_nothing_else(tmp_path: Path) -> None:
@@ -290,12 +309,15 @@ async def test_garbage_ends_its_connection_alone(tmp_path: Path) -> None:
         ):
             reader, writer = await asyncio.open_unix_connection(str(served.path))
             writer.write(garbage)
-            await asyncio.wait_for(reader.read(), 2.0)  # well before the time for the handshake is over
+            said = await asyncio.wait_for(reader.read(), 2.0)  # well before the time for the handshake is over
+            assert _kinds(said) == [SETTINGS, GOAWAY]
             writer.close()
             await writer.wait_closed()
         async with RawClient.connect(served.path) as client:  # headers of 30 kB
-            client.open(X509.path, extra=tuple((f"x-{n}", "v" * 1000) for n in range(30)))
+            number = client.open(X509.path, extra=tuple((f"x-{n}", "v" * 1000) for n in range(30)))
             await until(lambda: client.closed)
+            assert (client.goaway, client.answers[number]) == (True, Answer())
+        assert served.recognitions == 1, "the honest client's: nobody else got as far as being asked who it is"
 
 
 async def test_stopping_does_not_wait_for_clients_that_do_not_read(tmp_path: Path) -> None:
