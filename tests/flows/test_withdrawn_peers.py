@@ -62,7 +62,7 @@ def test_a_withdrawn_authority_ends_the_connections_of_the_servers_listener(run:
                 writer.write(ASKING)
                 await reader.readuntil(b"here")
                 ends.append((reader, writer))
-            renew(context, tls.Workload(tls.TOOL).identity, tls.BUNDLES.without(tls.OTHER_TD), tls.CLOCK)
+            renew(context, tls.Workload(tls.TOOL).identity, tls.OWN_BUNDLES, tls.CLOCK)
             for reader, _ in ends[:-1]:
                 assert await _ended(reader)
             ends[-1][1].write(ASKING)
@@ -93,7 +93,7 @@ async def test_no_failure_keeps_a_withdrawn_authority(monkeypatch: pytest.Monkey
     def bundles() -> BundleSet:
         if broken:
             raise broken.pop()
-        return tls.BUNDLES.without(tls.OTHER_TD)
+        return tls.OWN_BUNDLES
 
     core: Any = SimpleNamespace(hearing=hearing, clock=tls.CLOCK, keeper=SimpleNamespace(turn=turn))
     kept = Listeners(core)
