@@ -24,7 +24,6 @@ from aims.keys import (
     Algorithm,
     KeyStoreError,
     LocalKey,
-    PublicKey,
     Purpose,
     SigningKey,
     current_key,
@@ -44,15 +43,16 @@ PAIRS = [(a, b) for a in Purpose for b in Purpose if a is not b]
 JOSE = [purpose for purpose in Purpose if purpose not in CERTIFICATE_PURPOSES]
 
 
-def _verify(public: PublicKey, signature: bytes, data: bytes) -> None:
-    if isinstance(public.key, ed25519.Ed25519PublicKey):
-        public.key.verify(signature, data)
+def _verify(key: SigningKey, signature: bytes, data: bytes) -> None:
+    public = key.public_key()
+    if isinstance(public, ed25519.Ed25519PublicKey):
+        public.verify(signature, data)
         return
     half = len(signature) // 2
-    digest = {Algorithm.ES256: hashes.SHA256(), Algorithm.ES384: hashes.SHA384()}[public.algorithm]
-    assert half == (public.key.curve.key_size + 7) // 8
+    digest = {Algorithm.ES256: hashes.SHA256(), Algorithm.ES384: hashes.SHA384()}[key.algorithm]
+    assert half == (public.curve.key_size + 7) // 8
     r, s = int.from_bytes(signature[:half], "big"), int.from_bytes(signature[half:], "big")
-    public.key.verify(encode_dss_signature(r, s), data, ec.ECDSA(digest))
+    public.verify(encode_dss_signature(r, s), data, ec.ECDSA(digest))
 
 
 @pytest.fixture
@@ -76,10 +76,9 @@ def _refused(reason: str) -> pytest.RaisesExc[KeyStoreError]:
 async def test_every_algorithm_of_a_purpose_signs_in_jose_form(purpose: Purpose) -> None:
     for algorithm in ALGORITHMS[purpose]:
         key = generate(purpose, algorithm)
-        public = key.public()
-        _verify(public, await key.sign(b"data"), b"data")
+        _verify(key, await key.sign(b"data"), b"data")
         with pytest.raises(InvalidSignature):
-            _verify(public, key.sign_now(b"data"), b"datA")
+            _verify(key, key.sign_now(b"data"), b"datA")
 
 
 def test_algorithms_outside_the_table_are_refused() -> None:
@@ -122,7 +121,7 @@ def test_private_parts_do_not_show() -> None:
     key = generate(Purpose.SET, Algorithm.ES256)
     private = key._private
     assert isinstance(private, ec.EllipticCurvePrivateKey)
-    text = f"{key!r}{key}{key.public()!r}"
+    text = f"{key!r}{key}"
     assert "rivate" not in text
     assert str(private.private_numbers().private_value) not in text
     with pytest.raises(TypeError):
@@ -137,13 +136,11 @@ async def test_a_key_of_one_purpose_is_none_of_another(made: Purpose, asked: Pur
     key, other = await current_key(store, made), await current_key(store, asked)
     assert key.kid != other.kid
     with _refused("purpose"):
-        key.public().for_purpose(asked)
-    with _refused("purpose"):
         await store.load(asked, key.kid)
     store._current[asked] = key.kid
     with _refused("purpose"):
         await current_key(store, asked)
-    assert (await current_key(store, made)).public().for_purpose(made) == key.public_key()
+    assert (await current_key(store, made)).public_key() == key.public_key()
 
 
 async def test_a_store_that_gives_another_key_is_not_believed() -> None:
@@ -177,18 +174,18 @@ async def test_a_purpose_has_one_key_that_stays(kind: str, folder: Path) -> None
 
 async def test_a_key_elsewhere_is_awaited(folder: Path) -> None:
     here = await current_key(FileKeyStore(folder), Purpose.SET)
-    _verify(here.public(), immediate(here).sign_now(b"x"), b"x")
+    _verify(here, immediate(here).sign_now(b"x"), b"x")
 
     class Remote:
         """A key in a device: it has no way to sign at once."""
 
         purpose, kid, algorithm = here.purpose, here.kid, here.algorithm
-        public, public_key, sign, certificate_key = here.public, here.public_key, here.sign, here.certificate_key
+        public_key, sign, certificate_key = here.public_key, here.sign, here.certificate_key
 
     away: SigningKey = Remote()
     with _refused("not_local"):
         immediate(away)
-    _verify(away.public(), await away.sign(b"x"), b"x")
+    _verify(away, await away.sign(b"x"), b"x")
 
 
 async def test_two_first_starts_agree_on_one_key(folder: Path) -> None:
@@ -237,7 +234,7 @@ async def test_files_are_private_and_bound_to_their_purpose(folder: Path) -> Non
     names = [".lock", f"jwt-svid.{key.kid}.pem", "jwt-svid.slots"]
     assert set(os.listdir(folder)) == set(names)  # noqa: PTH208  names, not paths
     assert [_mode(folder / name) for name in names] == [0o600] * 3
-    assert (await store.load(Purpose.JWT_SVID, key.kid)).public() == key.public()
+    assert (await store.load(Purpose.JWT_SVID, key.kid)).public_key() == key.public_key()
     text = (folder / f"jwt-svid.{key.kid}.pem").read_text()
     assert text.startswith(f"AIMS-Key: 1\nPurpose: jwt-svid\nKid: {key.kid}\n\n-----BEGIN PRIVATE KEY-----\n")
     (folder / f"jwt-svid.{key.kid}.pem").rename(folder / f"wit-svid.{key.kid}.pem")
@@ -367,7 +364,7 @@ def test_a_killed_writer_leaves_a_store_that_opens(folder: Path, rounds: int) ->
 async def _use(folder: Path) -> None:
     store = FileKeyStore(folder)
     key = await current_key(store, Purpose.SET)
-    _verify(key.public(), await key.sign(b"x"), b"x")
+    _verify(key, await key.sign(b"x"), b"x")
     for kid in await store.kids(Purpose.SET):
         assert (await store.load(Purpose.SET, kid)).kid == kid
     await store.create(Purpose.SET)

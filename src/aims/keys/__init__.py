@@ -11,7 +11,7 @@ purpose is refused as another.
 from aims.keys.current import current_key
 from aims.keys.errors import KeyStoreError
 from aims.keys.purpose import Algorithm, Purpose
-from aims.keys.signing import ImmediateKey, LocalKey, PublicKey, SigningKey, generate, immediate, local_key, thumbprint
+from aims.keys.signing import ImmediateKey, LocalKey, SigningKey, generate, immediate, local_key, thumbprint
 from aims.keys.store import KeyStore, open_store
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "KeyStore",
     "KeyStoreError",
     "LocalKey",
-    "PublicKey",
     "Purpose",
     "SigningKey",
     "current_key",

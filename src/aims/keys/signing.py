@@ -42,12 +42,8 @@ class SigningKey(Protocol):
     @property
     def algorithm(self) -> Algorithm: ...
 
-    def public(self) -> PublicKey:
-        """Return the public half together with purpose, kid and algorithm."""
-        ...
-
     def public_key(self) -> PublicKeyObject:
-        """Return the bare public key object."""
+        """Return the public half."""
         ...
 
     async def sign(self, data: bytes) -> bytes:
@@ -84,25 +80,6 @@ def immediate(key: SigningKey) -> ImmediateKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PublicKey:
-    """A public key that still knows what it is for: published under its purpose alone."""
-
-    purpose: Purpose
-    kid: str
-    algorithm: Algorithm
-    key: PublicKeyObject = field(repr=False, compare=False)
-
-    def for_purpose(self, purpose: Purpose) -> PublicKeyObject:
-        """Return the key object if it is for ``purpose``.
-
-        Raises: KeyStoreError ``purpose``.
-        """
-        if self.purpose is not purpose:
-            raise KeyStoreError("purpose", f"{self.kid} is for {self.purpose}, not {purpose}")
-        return self.key
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LocalKey:
     """An `ImmediateKey`: its private part is in this process. It has no readable form and cannot be pickled."""
 
@@ -110,9 +87,6 @@ class LocalKey:
     kid: str
     algorithm: Algorithm
     _private: PrivateKeyObject = field(repr=False, compare=False)
-
-    def public(self) -> PublicKey:
-        return PublicKey(purpose=self.purpose, kid=self.kid, algorithm=self.algorithm, key=self.public_key())
 
     def public_key(self) -> PublicKeyObject:
         return self._private.public_key()
