@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
+from collections.abc import Set
 from pathlib import Path
 
 import pytest
@@ -226,7 +227,8 @@ def test_step_9_the_peer_is_the_expected_one() -> None:
     assert validate(chain, BUNDLES, now=NOW, expected={other, WHO}).spiffe_id == WHO
     same_path = SpiffeId.agent(OTHER_TD, "a")
     near = [SpiffeId.build(TD, *path) for path in (["agents"], ["agents", "a", "x"], ["agents", "A"], ["agents", "a2"])]
-    for expected in (other, same_path, {other}, frozenset[SpiffeId](), *near):
+    wrong: list[SpiffeId | Set[SpiffeId]] = [other, same_path, {other}, frozenset(), *near]
+    for expected in wrong:
         with pytest.raises(CredentialError) as caught:
             validate(chain, BUNDLES, now=NOW, expected=expected)
         assert caught.value.reason == "x509_unexpected_peer"
