@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import pytest_asyncio
 from tests.flows.monitoring_world import operator, planned
-from tests.flows.provisioning_world import proof_jwk, request
+from tests.flows.provisioning_world import cause, proof_jwk, request
 from tests.flows.test_signals_routes import Server
 from tests.flows.token_world import NOTES, Agent, ProofKey, TokenWorld, open_token_world
 
@@ -24,6 +25,7 @@ from aims.monitoring.model import Applied, Remedied, Remedy
 from aims.policy.bundle import Bundle
 from aims.provisioning.registry.service import Registered
 from aims.server.core import Core
+from aims.server.monitoring_routes import monitoring_of
 from aims.server.policy_activation import activate
 from aims.server.settings import Settings, make_private
 from aims.storage.database import Database
@@ -262,16 +264,46 @@ def _second_fails(read: Any, between: Between) -> Any:
     return reading
 
 
+@pytest.mark.parametrize("kind", ["instance", "node"])
+async def test_a_stop_whose_process_ended_is_finished_by_the_next(
+    place: Place, kind: Literal["instance", "node"]
+) -> None:
+    tokens, world, bad = place.tokens, place.tokens.world, await place.on("desk")
+    others = [await taken(tokens, await place.on(node), place.beta) for node in ("desk_1", "desk-1", "laptop")]
+    if kind == "instance":
+        others.append(await taken(tokens, await place.on("desk"), place.beta))
+        write = (await planned(world, Name("instance", bad.instance), Remedy.QUARANTINE, operator(world))).write
+    else:
+        write = world.admin.ban_node(node_id="desk", cause=cause()).write
+    late = await taken(tokens, bad, place.beta)
+    await tokens.database.commit(write)
+    tokens.follow()
+    assert await place.works(late)
+    keeping = asyncio.create_task(monitoring_of(place.server.core).keep())
+    async with asyncio.timeout(10):
+        while not place.revocations():  # noqa: ASYNC110  it tells nobody that it has started
+            await asyncio.sleep(0.01)
+    keeping.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await keeping
+    tokens.follow()
+    assert not await place.works(late)
+    assert [await place.works(text) for text in others] == [True] * len(others)
+    (record,) = place.revocations()
+    assert record["cause"] == {"reason": "the stop was not finished by whoever made it"}
+    assert await HandedOn(tokens.database, tokens.clock, tokens.ids).catch_up() == 0
+
+
 async def test_what_is_handed_on_after_a_release_is_not_taken_for_what_was_before(place: Place) -> None:
     tokens, bad = place.tokens, await place.on("desk")
     subject = Name("instance", bad.instance)
     await told(tokens, subject, Remedy.QUARANTINE)
     await told(tokens, subject, Remedy.RELEASE)
-    tokens.follow()
     fresh = Agent(bad.registered, (await run_again(tokens, bad)), bad.instance, bad.posture, bad.key)
     text = await taken(tokens, fresh, place.beta)
     finish = HandedOn(tokens.database, tokens.clock, tokens.ids).finish
     assert await finish(subject, operator(tokens.world)) == 0
+    assert await HandedOn(tokens.database, tokens.clock, tokens.ids).catch_up() == 0
     assert await place.works(text)
     await told(tokens, subject, Remedy.QUARANTINE)
     assert not await place.works(text)

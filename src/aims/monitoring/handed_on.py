@@ -7,8 +7,8 @@ them by name. Their grants end instead, each with its whole tree, in two looks:
     after its commit   ``HandedOn.finish``: from then on the fence refuses what the giver hands on, so what is found now
                        is all that there will ever be: what came in between, and what was too much for one Write
 
-A stop has its answer only after the second look. Where that fails (or its process ends) the stop stands, the answer is
-an error, and the same command again ends the rest.
+A stop has its answer only after the second look. Where that fails the stop stands, the answer is an error, and the same
+command again ends the rest; where its process ends, the next one that starts does (``HandedOn.catch_up``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from aims.monitoring.errors import MonitoringError
 from aims.monitoring.model import Cause
 from aims.storage.database import Database
 from aims.storage.schema import stop
-from aims.storage.write import Change, Effect, Name, Stop, Verdict, Write
+from aims.storage.write import Change, Effect, Name, Stop, StopKind, Verdict, Write
 
 STOP_CHANGED: Final = "stop"
 """The kind of a line of the feed that is a stop and nothing else."""
@@ -72,6 +72,24 @@ def left(connection: sa.Connection, giver: Name, now: float) -> Given:
     return _given(connection, giver, sa.and_(grant.c.epoch < stopped, grant.c.expires > int(now) - LEEWAY))
 
 
+def unfinished(connection: sa.Connection, now: float) -> tuple[Name, ...]:
+    """Return the instances and nodes that were stopped and of whose grants ``left`` still finds some."""
+    # an instance is NODE:, and 26 characters
+    node = sa.func.substr(grant.c.instance, 1, sa.func.length(grant.c.instance) - 27)
+    places: tuple[tuple[StopKind, sa.ColumnElement[str]], ...] = (("instance", grant.c.instance), ("node", node))
+    found: list[Name] = []
+    for kind, id_ in places:
+        statement = (
+            sa.select(stop.c.id)
+            .distinct()
+            .select_from(grant.join(stop, sa.and_(stop.c.kind == kind, stop.c.id == id_)))
+            .where(grant.c.revoked == 0, grant.c.epoch < stop.c.seq, grant.c.expires > int(now) - LEEWAY)
+            .where(grant.c.root.not_like(f"{STANDING}%"))
+        )
+        found += [Name(kind, str(each)) for each in connection.execute(statement).scalars()]
+    return tuple(found)
+
+
 def ending(found: Given, now: float) -> Ending:
     """Return what ends these trees; of those that are over nothing is left to end."""
     roots = tuple(root for root, expires in found if expires > now - LEEWAY)
@@ -113,6 +131,24 @@ class HandedOn:
         except AimsError as error:
             raise MonitoringError("unfinished", error.code) from error
         raise MonitoringError("unfinished", f"{ended} grants")
+
+    async def catch_up(self) -> int:
+        """Finish the stops whose own process ended before it could; return how many grants that ended.
+
+        To be called when a process starts. Raises: as ``finish``; StorageError.
+        """
+        now = self._clock.now()
+        cause = Cause(
+            txn=self._ids.new(),
+            at=int(now * 1000),
+            request_id=self._ids.new(),
+            decision={"effect": "permit", "reason": "the stop stands"},
+            member={"reason": "the stop was not finished by whoever made it"},
+        )
+        ended = 0
+        for giver in await self._database.read(partial(unfinished, now=now)):
+            ended += await self.finish(giver, cause)
+        return ended
 
     def _write(self, giver: Name, found: Ending, cause: Cause) -> Write:
         record = recorder(

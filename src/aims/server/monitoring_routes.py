@@ -85,11 +85,15 @@ class Monitoring:
         )
 
     async def keep(self) -> None:
-        """Deliver what waits and write what was counted, until cancelled. What fails is tried again."""
-        turns = 0
+        """Finish stops that nobody finished; then deliver what waits and write what was counted, until cancelled.
+
+        What fails is tried again.
+        """
+        turns, caught_up = 0, False
         try:
             while True:
                 try:
+                    caught_up = caught_up or await self._caught_up()
                     while await self.courier.turn():
                         continue
                     await self.receiver.tend()
@@ -101,6 +105,14 @@ class Monitoring:
                 await asyncio.sleep(TURN_SECONDS)
         finally:
             self.courier.close()
+
+    async def _caught_up(self) -> bool:
+        try:
+            await self.handed_on.catch_up()
+        except AimsError as error:
+            _log.error("a stop could not be finished: %s", error)
+            return False
+        return True
 
     async def _forget(self) -> None:
         now = int(self._core.clock.now())
