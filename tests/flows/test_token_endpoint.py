@@ -24,6 +24,7 @@ from tests.flows.token_world import (
 
 from aims.authorization.errors import STATUS, AuthorizationError
 from aims.authorization.form import MAX_OCTETS
+from aims.authorization.transactions.errors import TransactionError
 from aims.clock import IdSource, SystemClock
 from aims.keys import Purpose
 from aims.provisioning.authority.model import Step
@@ -422,10 +423,11 @@ async def test_many_strangers_leave_few_records(world: TokenWorld, alpha: Agent)
 
 
 def test_every_sentence_may_stand_in_an_oauth_error() -> None:
-    for name, reason in AuthorizationError.reasons.items():
+    reasons = {**AuthorizationError.reasons, **TransactionError.reasons}
+    for name, reason in reasons.items():
         assert re.fullmatch(r"[\x20\x21\x23-\x5b\x5d-\x7e]+", reason.sentence), name
         assert reason.standard, name
-    assert {STATUS.get(reason.standard, 400) for reason in AuthorizationError.reasons.values()} == {
+    assert {STATUS.get(reason.standard, 400) for reason in reasons.values()} == {
         400,
         401,
         403,
