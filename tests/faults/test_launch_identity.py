@@ -237,6 +237,29 @@ def test_a_folder_that_was_added_and_removed_again_is_found(node: Node, project:
         process.communicate(timeout=20)
 
 
+def test_a_folder_above_the_script_that_was_exchanged_is_found(node: Node, tmp_path: Path) -> None:
+    project = tmp_path / "above/project"
+    project.mkdir(parents=True)
+    script = str(_script(project, CHANGING))
+    node.approve({"alpha": measure_for_registration([PYTHON, script], project).canonical().decode()})
+    with node.client("alpha", PYTHON, script) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        # what goes on beside it is nobody's business
+        (tmp_path / "above/log").write_text("")
+        assert _answer(process)["launched"] == "alpha"
+        (tmp_path / "above").rename(tmp_path / "aside")
+        (tmp_path / "aside").rename(tmp_path / "above")
+        assert _answer(process)["error"] == "node.launch_mismatch"
+        process.communicate(timeout=20)
+    # the next launch is measured anew
+    with node.client("alpha", PYTHON, script) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        assert _answer(process)["launched"] == "alpha"
+        process.communicate(timeout=20)
+
+
 CHILD = """
 import subprocess, sys
 print(json.dumps(ask(connect())), flush=True)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from aims.clock import SystemClock
 from aims.node import measure
+from aims.node import moves as moves_module
 from aims.node.errors import NodeError
 from aims.node.measure import Measured, Measurer, homes_of, refuse_wide
+from aims.node.moves import Moves
 from aims.node.program import resolve
 
 PYTHON = os.path.realpath(sys.executable)
@@ -29,8 +33,9 @@ def tree(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def measurer(clock: SystemClock) -> Measurer:
-    return Measurer(clock)
+def measurer(clock: SystemClock) -> Iterator[Measurer]:
+    with Moves() as moves:
+        yield Measurer(clock, moves)
 
 
 def _measure(measurer: Measurer, tree: Path) -> Measured:
@@ -176,3 +181,92 @@ def test_a_missing_or_hidden_root_is_refused(measurer: Measurer, tree: Path) -> 
         (tree / "agent.py").unlink()
         with pytest.raises(NodeError, match="code_unreadable"):
             measurer.measure(program)
+
+
+@pytest.mark.parametrize("root", ["outer/tree/agent.py", "outer/tree"], ids=["file", "folder"])
+def test_a_folder_above_that_was_exchanged_and_put_back_is_found(
+    measurer: Measurer, tree: Path, tmp_path: Path, root: str
+) -> None:
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    shutil.copytree(tree, outer / "tree", symlinks=True)
+    script = outer / "tree/agent.py"
+    with resolve([PYTHON, str(script)], cwd="/") as program:
+        measured = measurer.measure(program, roots=[str(tmp_path / root)])
+    # what others do beside it is no change of it
+    (tmp_path / "beside").mkdir()
+    (outer / "beside").write_text("")
+    looked = measurer.again(measured)
+    assert looked is not None
+    outer.rename(tmp_path / "aside")
+    outer.mkdir()
+    shutil.copytree(tree, outer / "tree", symlinks=True)
+    (outer / "tree/agent.py").write_text("evil\n")
+    shutil.rmtree(outer)
+    (tmp_path / "aside").rename(outer)
+    assert measurer.again(looked) is None
+    # whoever is measured after it is not concerned
+    with resolve([PYTHON, str(script)], cwd="/") as program:
+        later = measurer.measure(program, roots=[str(tmp_path / root)])
+    assert later.measurement == measured.measurement
+    assert measurer.again(later) is not None
+
+
+def test_what_cannot_be_watched_is_not_vouched_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "a/b"
+    folder.mkdir(parents=True)
+    with Moves() as moves:
+        # a folder that is no folder, or leads elsewhere
+        (tmp_path / "link").symlink_to(folder)
+        for path in ("gone/agent.py", "link/agent.py"):
+            with pytest.raises(NodeError) as refused:
+                moves.watch([str(tmp_path / path)])
+            assert refused.value.reason == "code_changing"
+        assert not moves._watches
+        # two launches share what the kernel watches; each ends for itself
+        first, second = moves.watch([str(folder / "x")]), moves.watch([str(folder / "y")])
+        first.release()
+        first.release()
+        (tmp_path / "a").rename(tmp_path / "c")
+        assert (first.moved, second.moved) == (False, True)
+        second.release()
+        assert not moves._watches
+        # a folder that goes away, and a queue that the kernel gave up
+        third = moves.watch([str(tmp_path / "c/b/x")])
+        shutil.rmtree(tmp_path / "c")
+        assert third.moved
+        fourth = moves.watch([str(tmp_path / "x")])
+        moves._take(-1, 0x4000)
+        assert fourth.moved
+        fifth = moves.watch([str(tmp_path / "x")])
+        assert not fifth.moved
+    assert fifth.moved, "nobody watches any more"
+    with Moves() as moves:
+        for number, root_alone, reason in ((28, True, "code_unwatched"), (13, False, "code_unwatched"), (13, True, "")):
+            monkeypatch.setattr(moves_module, "_LIBC", _Refusing(number))
+            monkeypatch.setattr(moves_module, "_only_root_moves", lambda _, alone=root_alone: alone)
+            if not reason:
+                assert not moves.watch([str(tmp_path / "x")]).numbers
+                continue
+            with pytest.raises(NodeError) as refused:
+                moves.watch([str(tmp_path / "x")])
+            assert refused.value.reason == reason
+    monkeypatch.undo()
+    assert [moves_module._only_root_moves(path) for path in ("/usr", "/tmp/x")] == [True, False]
+
+
+class _Refusing:
+    """A kernel that gives no watches."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def inotify_init1(self, _: int) -> int:
+        return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def inotify_add_watch(self, *_: object) -> int:
+        ctypes.set_errno(self._number)
+        return -1
+
+    def inotify_rm_watch(self, *_: object) -> int:
+        return 0

@@ -75,6 +75,10 @@ class NodeError(AimsError):
             "Choose narrower roots, or a virtual environment of the agent's own.",
         ),
         code_unreadable=("A file of the program cannot be measured.", "Check that it exists and can be read."),
+        code_unwatched=(
+            "The system has no watches left for the folders above the code.",
+            "Raise the limits fs.inotify.max_user_watches and max_user_instances.",
+        ),
         code_changing=("A file changed while it was measured.", "Start again when nothing writes to the code."),
         launch_mismatch=(
             "The program is not the one that was approved.",

@@ -36,6 +36,7 @@ from aims.node.launch_protocol import Ended, Start, refusal, started, variables
 from aims.node.launch_socket import Descriptors, Waiting, bind, receive_signal, receive_start, reply
 from aims.node.launches import Launch, Launches
 from aims.node.measure import Measured, Measurer, homes_of
+from aims.node.moves import Moves
 from aims.node.peer import Peer, peer_of
 from aims.node.program import DEFAULT_PATH, Program, resolve
 
@@ -86,7 +87,8 @@ class Launcher:
         self._on_end = on_end
         self._mode = mode
         self._grace = grace
-        self._measurer = Measurer(clock)
+        self._moves = Moves()
+        self._measurer = Measurer(clock, self._moves)
         self._measuring = asyncio.Semaphore(MEASURING)
         self._launches = Launches()
         self._seats = Seats(waiting)
@@ -98,8 +100,10 @@ class Launcher:
     async def start(self) -> None:
         """Bind the socket and serve.
 
-        Raises: NodeError ``socket_path``; OSError.
+        Raises: NodeError ``socket_path``, ``code_unwatched``; OSError.
         """
+        # at once, so that nobody can fill the kernel's queue for others
+        asyncio.get_running_loop().add_reader(self._moves.fileno(), self._moves.drain)
         shutil.rmtree(self._bytecode, ignore_errors=True)
         self._listener = bind(self._folder / "launch.sock", self._mode)
         self._listen()
@@ -119,6 +123,8 @@ class Launcher:
         # 2. what runs; its clients are told
         await asyncio.gather(*(self._end(launch, signal.SIGTERM) for launch in self._launches))
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        asyncio.get_running_loop().remove_reader(self._moves.fileno())
+        self._moves.close()
 
     def launched(self, peer: Peer) -> Launch | None:
         """Return the launch that ``peer`` is, if it lives: by pidfd, never by pid alone or anything it says."""
@@ -272,7 +278,8 @@ class Launcher:
             program, measured = await asyncio.to_thread(
                 self._look, [os.fsdecode(item) for item in start.argv], descriptors.folder, kept, peer.uid, approved
             )
-        with program:
+        with program, contextlib.ExitStack() as undo:
+            undo.callback(measured.release)
             # 3. is it what was approved
             if isinstance(approved.profile, LaunchProfile):
                 differs = compare(approved.profile, measured.measurement)
@@ -324,6 +331,7 @@ class Launcher:
                 await asyncio.shield(launch.ended)
                 raise
             gate.close()
+            undo.pop_all()  # from here on the watch ends with the launch
         self._on_start(launch)
         return launch
 
@@ -369,6 +377,7 @@ class Launcher:
         loop.remove_reader(launch.pidfd)
         # out of the table first: once reaped, its pid can be another's
         self._launches.remove(launch)
+        launch.measured.release()
         ended = launch.reap()
         bytecode = self._bytecode / launch.instance.rpartition(":")[2]
         if bytecode.exists():

@@ -14,12 +14,13 @@ import os
 import pwd
 import stat
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from aims.attestation import CodeRoot, Measurement
 from aims.clock import Clock
 from aims.node.errors import NodeError
+from aims.node.moves import Moves, Watch
 from aims.node.program import Program
 
 MAX_FILES = 50_000
@@ -79,7 +80,8 @@ class Fingerprint:
 class Measured:
     """A measurement with what is needed to look again later.
 
-    ``path``: the real path of the executable; ``absent``: files that must not come to be.
+    ``path``: the real path of the executable; ``absent``: files that must not come to be; ``above``: the folders that
+    lead to the code roots, which must not be moved. Whoever ends with it releases that watch.
     """
 
     measurement: Measurement
@@ -88,15 +90,25 @@ class Measured:
     fingerprints: tuple[Fingerprint, ...]
     skip_bytecode: bool
     absent: tuple[str, ...] = ()
+    above: Watch | None = field(default=None, compare=False)
+
+    def release(self) -> None:
+        """Watch nothing any more; may be called again."""
+        if self.above is not None:
+            self.above.release()
 
 
 class Measurer:
-    """Measures programs; remembers digests of settled files by (device, inode, change time, size)."""
+    """Measures programs; remembers digests of settled files by (device, inode, change time, size).
 
-    __slots__ = ("_cache", "_clock")
+    ``moves`` watches the folders above the code; without it nothing is watched, which is enough for a look.
+    """
 
-    def __init__(self, clock: Clock) -> None:
+    __slots__ = ("_cache", "_clock", "_moves")
+
+    def __init__(self, clock: Clock, moves: Moves | None = None) -> None:
         self._clock = clock
+        self._moves = moves
         self._cache: dict[Key, bytes] = {}
 
     def measure(self, program: Program, *, roots: Sequence[str] = (), homes: Collection[str] = ()) -> Measured:
@@ -104,12 +116,20 @@ class Measurer:
 
         ``homes`` are folders that may neither be a root nor lie in one.
 
-        Raises: NodeError ``root_refused``, ``code_too_large``, ``code_unreadable``, ``code_changing``.
+        Raises: NodeError ``root_refused``, ``code_too_large``, ``code_unreadable``, ``code_changing``,
+            ``code_unwatched``.
         """
         alone = self.executable(program)
         paths = sorted({*program.roots, *(os.path.realpath(root) for root in roots)})
-        measured, fingerprints = self._roots(paths, program.python, homes)
-        return replace(alone, measurement=replace(alone.measurement, roots=measured), fingerprints=fingerprints)
+        above = None if self._moves is None else self._moves.watch(paths)
+        try:
+            measured, fingerprints = self._roots(paths, program.python, homes)
+        except BaseException:
+            if above is not None:
+                above.release()
+            raise
+        measurement = replace(alone.measurement, roots=measured)
+        return replace(alone, measurement=measurement, fingerprints=fingerprints, above=above)
 
     def executable(self, program: Program) -> Measured:
         """Measure the ELF alone, for a program that is approved unmeasured.
@@ -127,8 +147,8 @@ class Measurer:
         )
 
     def again(self, before: Measured) -> Measured | None:
-        """Read the code roots again; None if content, inodes or change times are not as they were, or a file came to be
-        that would have been code.
+        """Read the code roots again; None if content, inodes or change times are not as they were, a folder above was
+        moved, or a file came to be that would have been code.
 
         Compare with the answer the next time: a folder that was excused once is not excused twice.
 
@@ -139,6 +159,8 @@ class Measurer:
         paths = [root.path for root in before.measurement.roots]
         roots, fingerprints = self._roots(paths, before.skip_bytecode, ())
         same = all(earlier.same(later) for earlier, later in zip(before.fingerprints, fingerprints, strict=True))
+        # last: a move during the reading counts too
+        same = same and not (before.above is not None and before.above.moved)
         return replace(before, fingerprints=fingerprints) if same and roots == before.measurement.roots else None
 
     def _roots(
