@@ -1,13 +1,26 @@
-"""How many refusals of strangers get a record of their own: ten a second, so that nobody can fill the disk."""
+"""How many refusals of strangers get a record of their own: ten a second, so that nobody can fill the disk.
+
+A route that refuses before it has anything to decide says so with `note`, and its listener keeps the record.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, MutableMapping
+from typing import Any, Final
 
 from aims.clock import Clock
+from aims.errors import AimsError
 
 PER_SECOND: Final = 10
+NOTE: Final = "aims.refusal"
+"""The extension of a request's scope in which its listener puts what `note` calls."""
+
+
+async def note(scope: MutableMapping[str, Any], error: AimsError) -> None:
+    """Have a refusal of this request recorded by its listener, if that keeps records."""
+    keep = scope.get("extensions", {}).get(NOTE)
+    if keep is not None:
+        await keep(scope, error)
 
 
 class Gate:

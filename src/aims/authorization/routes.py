@@ -17,7 +17,7 @@ import msgspec
 from aims.authentication.errors import AuthenticationError
 from aims.authorization import records
 from aims.authorization.errors import STATUS, AuthorizationError
-from aims.authorization.flood import Gate
+from aims.authorization.flood import Gate, note
 from aims.authorization.form import MAX_OCTETS
 from aims.authorization.model import Client, Memory, Submission
 from aims.authorization.revocation import Revocation
@@ -63,7 +63,11 @@ class Endpoint(ABC):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            body = await _body(receive)
+            try:
+                body = await _body(receive)
+            except AuthorizationError as error:
+                await note(scope, error)
+                raise
             status, octets = 200, await self.respond(self._submission(scope, body))
         except AimsError as error:
             status, octets = failure(error)

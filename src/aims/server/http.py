@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from aims.authorization.flood import NOTE, note
 from aims.errors import AimsError
 from aims.server.errors import ServerError
 
@@ -21,6 +22,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+KeepRefusal = Callable[[Scope, AimsError, str | None], Awaitable[None]]
 
 MOST_BODY_OCTETS: Final = 256 * 1024
 
@@ -107,7 +109,12 @@ def answering(handle: Callable[[Scope, bytes], Awaitable[Answer]], limit: int = 
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            answer = await handle(scope, await read_body(receive, limit))
+            try:
+                body = await read_body(receive, limit)
+            except ServerError as error:
+                await note(scope, error)
+                raise
+            answer = await handle(scope, body)
         except AimsError as error:
             answer = error_answer(error)
             _log.info("refused", extra={"code": error.code, "detail": error.detail, "path": scope["path"]})
@@ -129,22 +136,36 @@ def header(scope: Scope, name: bytes) -> str | None:
 
 
 class Listener:
-    """One listener's application: its hosts and its routes, and nothing else is there."""
+    """One listener's application: its hosts and its routes, and nothing else is there.
 
-    __slots__ = ("_hosts", "_paths", "_routes")
+    ``keep`` records what is refused before a route decides; it is given the path if that is one of the listener's own.
+    """
 
-    def __init__(self, hosts: frozenset[str], routes: Mapping[tuple[str, str], App]) -> None:
+    __slots__ = ("_hosts", "_keep", "_paths", "_routes")
+
+    def __init__(
+        self, hosts: frozenset[str], routes: Mapping[tuple[str, str], App], keep: KeepRefusal | None = None
+    ) -> None:
+        self._keep = keep
         self._hosts = frozenset(host.encode("ascii") for host in hosts)
         self._routes = dict(routes)
         self._paths = frozenset(path for _, path in routes)
 
+    async def _note(self, scope: Scope, error: AimsError) -> None:
+        if self._keep is not None:
+            await self._keep(scope, error, scope["path"] if scope["path"] in self._paths else None)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"no {scope['type']} here")
+        if self._keep is not None:
+            scope["extensions"][NOTE] = self._note
         # A page that a browser loaded from elsewhere reaches loopback ports by DNS rebinding; its Host betrays it.
         hosts = [value.lower() for key, value in scope["headers"] if key == b"host"]
         if len(hosts) != 1 or hosts[0] not in self._hosts:
-            await respond(send, error_answer(ServerError("host", ascii(hosts)[:200])))
+            refused = ServerError("host", ascii(hosts)[:200])
+            await note(scope, refused)
+            await respond(send, error_answer(refused))
             return
         app = self._routes.get((scope["method"], scope["path"]))
         if app is None:

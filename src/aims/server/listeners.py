@@ -20,14 +20,15 @@ from aims.provisioning.authority.local import Shown, localhost, own_svid
 from aims.provisioning.bundles import domain_bundle
 from aims.provisioning.issuance import IssuanceService
 from aims.provisioning.join import JoinService
-from aims.provisioning.routes import MAX_BODY, NodeRoutes, Route, version_refusal
+from aims.provisioning.routes import MAX_BODY, NodeRoutes, Route
 from aims.server.authorization_routes import AuthorizationRoutes
 from aims.server.core import Core, News
 from aims.server.documents import document_routes
-from aims.server.http import Answer, App, Listener, Scope, answering, header
+from aims.server.http import Answer, App, KeepRefusal, Listener, Scope, answering
 from aims.server.monitoring_routes import monitoring_routes
-from aims.server.node_stream import VERSION_HEADER, NodeStreams, peer_svid
+from aims.server.node_stream import NodeStreams, peer_svid, refused_version
 from aims.server.people_routes import people_routes
+from aims.server.refusals import Refusals
 from aims.server.transaction_routes import TransactionRoutes
 from aims.tls import RotatingContext, public_server_context
 
@@ -47,6 +48,7 @@ class Listeners:
         self.mtls_context: RotatingContext
         self.public: Listener
         self.mtls: Listener
+        self._kept: list[Refusals] = []
         self._trusting = True  # whether the mTLS listener judges by what is known
 
     async def open(self) -> None:
@@ -87,11 +89,11 @@ class Listeners:
             **people_routes(core),
             **monitoring_routes(core),
         }
-        self.public = Listener(_hosts(core.settings.public_port), public)
+        self.public = Listener(_hosts(core.settings.public_port), public, self._refusals("public"))
         _write_public_ca(core)
         mtls = {**self._routes(nodes, "mtls"), **authorization.mtls, **transactions.mtls}
         mtls["GET", "/node/v1/watch"] = NodeStreams(core)
-        self.mtls = Listener(_hosts(core.settings.mtls_port), mtls)
+        self.mtls = Listener(_hosts(core.settings.mtls_port), mtls, self._refusals("mtls"))
 
     async def keep(self) -> None:
         """Renew certificates when due and follow changes of the bundle, until cancelled."""
@@ -121,8 +123,16 @@ class Listeners:
         renew(self.mtls_context, self._mtls_shown.identity, self._bundles(), self._core.clock)
         self._trusting = True
 
+    def _refusals(self, listener: str) -> KeepRefusal:
+        core = self._core
+        kept = Refusals(core.database, core.clock, core.ids, listener=listener, peer=peer_svid)
+        self._kept.append(kept)
+        return kept.note
+
     async def _turn(self) -> None:
         core = self._core
+        for refusals in self._kept:
+            await refusals.settle()
         now = core.clock.now()
         await core.keeper.turn(now)
         if now >= self._public_shown.renew_at:
@@ -163,7 +173,7 @@ def _node_app(route: Route) -> App:
     content_type = route.content_type.encode("ascii")
 
     async def handle(scope: Scope, body: bytes) -> Answer:
-        refused = version_refusal(header(scope, VERSION_HEADER))
+        refused = await refused_version(scope)
         status, octets = refused or await route.handle(body, peer_svid(scope))
         return Answer(status, octets, content_type if status == 200 else b"application/json")
 

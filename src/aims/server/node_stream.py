@@ -14,12 +14,15 @@ from typing import Any, Final
 
 import msgspec
 
+from aims.authorization.flood import note
 from aims.credentials.x509_svid import X509Svid
 from aims.errors import AimsError
 from aims.provisioning.bundles import domain_bundle
+from aims.provisioning.errors import ProvisioningError
 from aims.provisioning.registry.memory import Applied
 from aims.provisioning.routes import node_of, refusal, version_refusal
 from aims.server.core import HEARTBEAT_SECONDS, Core, News
+from aims.server.errors import ServerError
 from aims.server.http import Answer, Receive, Scope, Send, header, respond
 from aims.storage.reading import StopRow
 from aims.tls import peer
@@ -38,12 +41,13 @@ class NodeStreams:
         self._core = core
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refused = version_refusal(header(scope, VERSION_HEADER))
+        refused = await refused_version(scope)
         if refused is None:
             try:
                 node_id = node_of(peer_svid(scope), self._core.registry.trust_domain)
                 self._core.require_live_node(node_id)
             except AimsError as error:
+                await note(scope, error)
                 refused = refusal(error)
         if refused is not None:
             await respond(send, Answer(*refused))
@@ -176,6 +180,18 @@ class _Telling:
 
     async def _line(self, message: dict[str, Any]) -> None:
         await self._send({"type": "http.response.body", "body": _encode(message) + b"\n", "more_body": True})
+
+
+async def refused_version(scope: Scope) -> tuple[int, bytes] | None:
+    """Return the 426 for a request of another version of the node protocol, recorded; None for one of ours."""
+    try:
+        said = header(scope, VERSION_HEADER)
+    except ServerError:  # twice is no version
+        said = None
+    refused = version_refusal(said)
+    if refused is not None:
+        await note(scope, ProvisioningError("version"))
+    return refused
 
 
 def peer_svid(scope: Scope) -> X509Svid | None:
