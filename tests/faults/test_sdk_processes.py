@@ -51,8 +51,9 @@ scopes = ["refund"]
 class Domain(World):
     """A world whose policy knows the sample tool."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, database: str = "") -> None:
         super().__init__(folder)
+        self.database = database
         self.port = free_port()
         self.policy = folder / "policy"
         self.policy.mkdir()
@@ -79,6 +80,8 @@ class Domain(World):
             "mtls-port": str(self.ports[1]),
             "policy": str(self.policy),
         }
+        if self.database:
+            options["database"] = self.database
         argv = aims("up", *(part for name, value in options.items() for part in (f"--{name}", value)))
         self.server = await Process.start("aims up", argv, log=self.log)
         await self.server.until("ready")

@@ -1,13 +1,18 @@
-"""The little of DER (X.690) that AIMS reads by itself: one element at a time, definite and shortest lengths only."""
+"""The little of DER (X.690) that AIMS reads and writes by itself: one element at a time, definite and shortest lengths
+only."""
 
 from __future__ import annotations
 
 from aims.x509.errors import X509Error
 
+BOOLEAN = 0x01
 INTEGER = 0x02
 BIT_STRING = 0x03
 OCTET_STRING = 0x04
+OBJECT_IDENTIFIER = 0x06
 UTF8_STRING = 0x0C
+UTC_TIME = 0x17
+GENERALIZED_TIME = 0x18
 SEQUENCE = 0x30
 
 
@@ -55,3 +60,20 @@ def encode(tag: int, body: bytes) -> bytes:
     if length < 0x100:
         return bytes((tag, 0x81, length)) + body
     return bytes((tag, 0x82)) + length.to_bytes(2, "big") + body
+
+
+def integer(number: int) -> bytes:
+    """Return the INTEGER of a number that is not negative."""
+    return encode(INTEGER, number.to_bytes(number.bit_length() // 8 + 1, "big"))
+
+
+def object_identifier(dotted: str) -> bytes:
+    """Return the OBJECT IDENTIFIER that is written ``dotted`` (X.690 8.19)."""
+    first, second, *others = map(int, dotted.split("."))
+    body = bytearray()
+    for arc in (40 * first + second, *others):
+        septets = [arc & 0x7F]
+        while arc := arc >> 7:
+            septets.append(arc & 0x7F | 0x80)
+        body.extend(reversed(septets))
+    return encode(OBJECT_IDENTIFIER, bytes(body))

@@ -41,8 +41,7 @@ class Epoch:
 
     def encode(self) -> bytes:
         """Return the DER value of the extension."""
-        number = self.number.to_bytes(self.number.bit_length() // 8 + 1, "big")
-        body = der.encode(der.INTEGER, number) + der.encode(der.UTF8_STRING, self.instance.encode("ascii"))
+        body = der.integer(self.number) + der.encode(der.UTF8_STRING, self.instance.encode("ascii"))
         return der.encode(der.SEQUENCE, body)
 
     def extension(self) -> x509.UnrecognizedExtension:

@@ -20,7 +20,7 @@ from aims.provisioning.authority.model import AuthorityState
 from aims.provisioning.authority.service import AuthorityService
 from aims.provisioning.errors import ProvisioningError
 from aims.x509 import Epoch, LeafIssuer, parse_certificate
-from aims.x509.issue import BACKDATE
+from aims.x509.leaf import BACKDATE
 from aims.x509.public_key import LeafKey
 
 _HEADERS: Final[Mapping[Purpose, Mapping[str, str]]] = {
