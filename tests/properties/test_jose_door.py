@@ -298,12 +298,13 @@ def test_a_kind_without_expiry_needs_none_and_still_ends_where_one_is_given() ->
 
 def test_a_key_taken_from_a_header_is_not_shared_with_the_next_token() -> None:
     profile = PROFILES[4]
-    header = {"typ": "dpop+jwt", "jwk": public_jwk(KEY.private.public_key())}
-    token = sign_now(header, {"iat": int(NOW), "jti": "j"}, KEY, with_kid=False)
-    parse(token, profile).header["jwk"].clear()
-    assert parse(token, profile).header["jwk"] == header["jwk"]
-    with pytest.raises(TypeError):
-        parse(token, profile).header["alg"] = "none"  # type: ignore[index]  # the point of the test
+    jwk: dict[str, Any] = {**public_jwk(KEY.private.public_key()), "key_ops": ["verify"], "more": {"deep": 1}}
+    token = sign_now({"typ": "dpop+jwt", "jwk": jwk}, {"iat": int(NOW), "jti": "j"}, KEY, with_kid=False)
+    header = parse(token, profile).header
+    assert header["jwk"] == {**jwk, "key_ops": ("verify",)}
+    for frozen, name in ((header, "alg"), (header["jwk"], "x"), (header["jwk"]["more"], "deep")):
+        with pytest.raises(TypeError, match="assignment"):
+            frozen[name] = "none"  # type: ignore[index]  # the point of the test
 
 
 def test_an_audience_that_the_verifier_does_not_name_is_nobodys() -> None:

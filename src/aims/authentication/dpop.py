@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from aims.authentication.errors import AuthenticationError
@@ -70,6 +71,7 @@ DPOP: Final = Profile(
 
 _READING = {"typ": "dpop_typ", "alg": "dpop_alg", "header_forbidden": "dpop_malformed"}
 _VERIFYING = {"alg": "dpop_alg", "signature": "dpop_signature", "claim_missing": "dpop_missing"}
+_MEMBERS = frozenset({"kty", "crv", "x", "y", "n", "e", "alg", "use", "kid"})
 _TIMES = frozenset({"expired", "not_yet_valid"})
 
 
@@ -148,8 +150,8 @@ def verify_proof(
         parsed = parse(text, profile)
     except JoseError as error:
         raise AuthenticationError(_READING.get(error.reason, "dpop_malformed"), str(error)) from error
-    key, thumbprint = _embedded_key(parsed)
-    late = _verified(parsed, key, now)
+    key, keys, thumbprint = _embedded_key(parsed)
+    late = _verified(parsed, keys, now)
     claims = parsed.unverified  # believed from here on: the signature is good
     # 8. htm
     if claims["htm"] != request.method:
@@ -178,22 +180,36 @@ def _header(public: PublicKey) -> dict[str, Any]:
     return {"typ": "dpop+jwt", "jwk": public_jwk(public)}
 
 
-def _embedded_key(parsed: Parsed) -> tuple[VerificationKey, str]:
+def _embedded_key(parsed: Parsed) -> tuple[VerificationKey, KeySet, str]:
     # 5. jwk: one public key that fits alg; private members and unfit points are refused by the reader
     jwk = parsed.header.get("jwk")
-    if not isinstance(jwk, dict) or jwk.get("use", "sig") != "sig":
+    if not isinstance(jwk, Mapping) or jwk.get("use", "sig") != "sig":
         raise AuthenticationError("dpop_jwk", "absent, no object or for another use")
+    members = tuple(jwk.items())
+    flat = _MEMBERS.issuperset(jwk) and all(type(value) is str for _, value in members)
+    read = _known_key if flat else _key
+    return read(members)
+
+
+def _key(members: tuple[tuple[str, Any], ...]) -> tuple[VerificationKey, KeySet, str]:
+    jwk = dict(members)
     try:
-        return parse_verification_key(jwk), thumbprint_of(jwk)
+        key, thumbprint = parse_verification_key(jwk), thumbprint_of(jwk)
     except JoseError as error:
         raise AuthenticationError("dpop_jwk", str(error)) from error
+    return key, KeySet((key,)), thumbprint
 
 
-def _verified(parsed: Parsed, key: VerificationKey, now: float) -> JoseError | None:
+# A client shows the same key with each proof. What is remembered follows from every member of the JWK and from nothing
+# else; keys that were refused are not remembered.
+_known_key = lru_cache(maxsize=1024)(_key)
+
+
+def _verified(parsed: Parsed, keys: KeySet, now: float) -> JoseError | None:
     """Return None, or what is wrong with the times of a proof that is signed well: step 11, which comes later."""
     try:
         # 6, 7. signature, then claims and their types
-        verify(parsed, KeySet((key,)), now=now)
+        verify(parsed, keys, now=now)
     except JoseError as error:
         if error.reason in _TIMES:
             return error

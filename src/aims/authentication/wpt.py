@@ -38,7 +38,7 @@ from aims.authentication.replay import MAX_LEEWAY, ProofClaim
 from aims.authentication.request import HttpRequest
 from aims.authentication.target import normal, same, without_query
 from aims.credentials.wit import WorkloadIdentityToken
-from aims.jose import ClaimKind, ImmediateSigner, JoseError, KeySet, Parsed, Profile, Signer, base64url, parse, verify
+from aims.jose import ClaimKind, ImmediateSigner, JoseError, Parsed, Profile, Signer, base64url, parse, verify
 from aims.jose import sign as sign_token
 from aims.jose import sign_now as sign_token_now
 from aims.jose.algorithms import ALL_ALGORITHMS, verify_raw
@@ -288,7 +288,7 @@ def _verified(parsed: Parsed, wit: WorkloadIdentityToken, now: float) -> JoseErr
     """Return None, or what is wrong with the times of a token that is signed well: step 7, which comes later."""
     try:
         # 3. alg: the key is bound to the one algorithm; 4. signature
-        verify(parsed, KeySet((wit.confirmation,)), now=now)
+        verify(parsed, wit.proof_keys, now=now)
     except JoseError as error:
         if error.reason in _TIMES:
             return error

@@ -105,6 +105,11 @@ class WorkloadIdentityToken:
     issuer: str | None
     token_id: str | None
     text: str = field(repr=False)
+    proof_keys: KeySet = field(init=False, repr=False, compare=False)
+    """``confirmation`` alone, as the keys that a proof may verify with."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "proof_keys", KeySet((self.confirmation,)))
 
     @property
     def proof_algorithm(self) -> str:

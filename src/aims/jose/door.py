@@ -106,9 +106,7 @@ def parse(token: str | bytes, profile: Profile) -> Parsed:
         JoseError: the first of steps 1 to 4 that failed.
     """
     head, body, tail, signing_input = _split(token, profile.max_octets)
-    # a header with members of its own (a key, say) is a value that callers may hold on to, so it is never shared
-    shared = len(head) <= _CACHED_HEADER_OCTETS and not profile.headers
-    header = _known_header(head, profile) if shared else _header(head, profile)
+    header = _known_header(head, profile) if len(head) <= _CACHED_HEADER_OCTETS else _header(head, profile)
     return Parsed(profile, header, read_object(base64url.decode(body)), signing_input, base64url.decode(tail))
 
 
@@ -172,7 +170,17 @@ def _header(head: bytes, profile: Profile) -> Mapping[str, Any]:
     if others and not profile.ignore_unknown_headers:
         raise JoseError("header_unknown")
     _check_kid(header, profile)
-    return MappingProxyType(header)
+    # the same value goes to every caller that shows these octets, so nobody may change it
+    frozen: Mapping[str, Any] = _frozen(header)
+    return frozen
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, dict):
+        return MappingProxyType({name: _frozen(member) for name, member in value.items()})
+    if isinstance(value, list):
+        return tuple(map(_frozen, value))
+    return value
 
 
 def _check_kid(header: Mapping[str, Any], profile: Profile) -> None:
@@ -183,7 +191,8 @@ def _check_kid(header: Mapping[str, Any], profile: Profile) -> None:
         raise JoseError("kid", "missing")
 
 
-# An issuer writes one header per key, so nearly every header has been judged before. Only good ones are remembered.
+# An issuer writes one header per key, and a client one per proof key, so nearly every header has been judged before.
+# Only good ones are remembered.
 _known_header = lru_cache(maxsize=1024)(_header)
 
 

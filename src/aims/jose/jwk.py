@@ -77,7 +77,7 @@ def parse_verification_key(jwk: Mapping[str, Any]) -> VerificationKey:
     if "kid" in jwk and not is_kid(kid):
         raise JoseError("kid")
     operations = jwk.get("key_ops")
-    if operations is not None and (not isinstance(operations, list) or "verify" not in operations):
+    if operations is not None and (not isinstance(operations, list | tuple) or "verify" not in operations):
         raise JoseError("jwk", "key_ops does not allow verification")
     return VerificationKey(kid, alg, key)
 

@@ -53,17 +53,20 @@ class KeySet:
         JoseError: ``kid``, two keys share an identifier.
     """
 
-    __slots__ = ("_by_kid", "_keys")
+    __slots__ = ("_by_algorithm", "_by_kid", "_keys")
 
     def __init__(self, keys: Iterable[VerificationKey] = ()) -> None:
         self._keys = tuple(keys)
         self._by_kid: dict[str, VerificationKey] = {}
+        self._by_algorithm: dict[str, tuple[VerificationKey, ...]] = {}
         for key in self._keys:
             if key.kid is None:
                 continue
             if key.kid in self._by_kid:
                 raise JoseError("kid", "two keys share an identifier")
             self._by_kid[key.kid] = key
+        for algorithm in {name for key in self._keys for name in key.algorithms}:
+            self._by_algorithm[algorithm] = tuple(key for key in self._keys if algorithm in key.algorithms)
 
     def get(self, kid: str) -> VerificationKey | None:
         """Return the key with exactly this identifier."""
@@ -71,7 +74,7 @@ class KeySet:
 
     def for_algorithm(self, algorithm: str) -> tuple[VerificationKey, ...]:
         """Return every key that ``algorithm`` may use."""
-        return tuple(key for key in self._keys if algorithm in key.algorithms)
+        return self._by_algorithm.get(algorithm, ())
 
     def __iter__(self) -> Iterator[VerificationKey]:
         return iter(self._keys)

@@ -17,7 +17,8 @@ answered by one line; ``keep`` is the name under which a token stays in this pro
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 
@@ -26,8 +27,10 @@ from aims.jose.door import decode
 from aims.samples.lines import obey, say
 from aims.sdk.authorization_code import PersonAsked
 from aims.sdk.httpx2 import KnowingTransport
-from aims.sdk.mcp import connect
 from aims.sdk.tokens import Token
+
+if TYPE_CHECKING:
+    from mcp import Client
 
 SHOWN = ("sub", "client_id", "aud", "scope", "act", "may_act", "grant_id")
 
@@ -56,13 +59,13 @@ class Clerk:
         return {"text": made.text, **_shown(made.text)}
 
     async def call(self, url: str, tool: str, arguments: dict[str, Any] | None = None, of: str = "last") -> Any:
-        async with connect(self._me, url, token=self._kept[of]) as tools:
+        async with _connect(self._me, url, self._kept[of]) as tools:
             return (await tools.call_tool(tool, arguments or {})).structured_content
 
     async def present(self, text: str, url: str, tool: str = "whoami") -> Any:
         mine = next(iter(self._kept.values()))
         stolen = Token(text=text, audience=url, scopes=mine.scopes, expires=mine.expires, key=mine.key)
-        async with connect(self._me, url, token=stolen) as tools:
+        async with _connect(self._me, url, stolen) as tools:
             return (await tools.call_tool(tool, {})).structured_content
 
     async def ask(self, resource: str, scope: str, redirect_uri: str) -> dict[str, Any]:
@@ -102,6 +105,13 @@ class Clerk:
     def _keep(self, name: str, token: Token) -> dict[str, Any]:
         self._kept[name] = token
         return _shown(token.text)
+
+
+def _connect(me: aims.Identity, url: str, token: Token) -> AbstractAsyncContextManager[Client]:
+    # The MCP SDK takes a second to load, and most clerks never call a tool.
+    from aims.sdk.mcp import connect
+
+    return connect(me, url, token=token)
 
 
 def _shown(text: str) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Group commit: one thread per process that puts many Writes into one transaction and tells each its own outcome.
 
-A batch is what is waiting when the last one has ended: no timer. Answers leave only after the commit. Whoever stops
-waiting for its outcome does not withdraw its Write.
+A batch is what is waiting when the last one has ended: no timer. What an event loop hands over in one turn comes
+together, at the end of that turn: a loop with many requests at once fills batches instead of ringing for each of them,
+and one without loses nothing. Answers leave only after the commit. Whoever stops waiting for its outcome does not
+withdraw its Write.
 """
 
 from __future__ import annotations
@@ -63,6 +65,7 @@ class Committer:
         self._clock = clock
         self._on_changes = on_changes
         self._waiting: deque[_Job] = deque()
+        self._turns: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
         self._chores: deque[Future[int]] = deque()
         self._bell = threading.Condition()
         self._closing = False
@@ -109,8 +112,16 @@ class Committer:
         Raises ``StorageError``: ``busy`` (503 with Retry-After), ``closed``, ``internal``, ``unknown`` or why the
         database cannot be written. Cancelling the caller does not withdraw the Write.
         """
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._put(_Job(write, future))
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Outcome] = loop.create_future()
+        turn = self._turns.get(loop)
+        if turn is None:
+            self._require_room(1)
+            self._turns[loop] = [_Job(write, future)]
+            loop.call_soon(self._end_turn, loop)
+        else:
+            self._require_room(len(turn) + 1)
+            turn.append(_Job(write, future))
         return await future
 
     def commit_now(self, write: Write) -> Outcome:
@@ -132,15 +143,28 @@ class Committer:
             self._bell.notify()
         return future
 
+    def _require_room(self, more: int) -> None:
+        if self._closing or self._thread is None:
+            raise StorageError("closed")
+        if len(self._waiting) + more > QUEUE_LIMIT:
+            raise StorageError("busy", f"{QUEUE_LIMIT} Writes wait")
+
+    def _end_turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        jobs = self._turns.pop(loop)
+        with self._bell:
+            if not self._closing:
+                self._waiting.extend(jobs)
+                self._bell.notify()
+                return
+        for job in jobs:
+            job.result = "closed"
+        _resolve(jobs)
+
     def _put(self, job: _Job) -> None:
         with self._bell:
-            if self._closing or self._thread is None:
-                raise StorageError("closed")
-            if len(self._waiting) >= QUEUE_LIMIT:
-                raise StorageError("busy", f"{QUEUE_LIMIT} Writes wait")
+            self._require_room(1)
             self._waiting.append(job)
-            if len(self._waiting) == 1:
-                self._bell.notify()
+            self._bell.notify()
 
     # From here on: the writer thread.
 
