@@ -12,6 +12,7 @@ against bare operations on a machine that does nothing else.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -272,6 +273,8 @@ async def _serve(folder: Path) -> None:
         await asyncio.sleep(0.01)
     for name, server in zip(("public_port", "mtls_port"), servers, strict=True):
         facts[name] = server.servers[0].sockets[0].getsockname()[1]
+    gc.collect()
+    gc.freeze()  # as a worker does
     sys.stdout.write(json.dumps(facts) + "\n")
     sys.stdout.flush()
     await asyncio.gather(*tasks)

@@ -7,6 +7,7 @@ or at once when the supervisor is gone.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import resource
@@ -146,6 +147,9 @@ async def work(order: WorkerOrder) -> None:
                 tasks.create_task(server.serve(sockets=sockets))
             for server, _ in servers:
                 await server.listening.wait()
+            # What is here now stays for good; collecting garbage need not look at it again and again.
+            gc.collect()
+            gc.freeze()
             sys.stdout.write("ready\n")
             sys.stdout.flush()
             await stopping.wait()
