@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import itertools
 from datetime import UTC, datetime
 
 import pytest
@@ -120,6 +121,7 @@ def test_bounds_of_a_chain() -> None:
         b"not a certificate",
         DER + DER[:-1],
     ],
+    ids=itertools.count(),
 )
 def test_octets_that_are_no_chain(data: bytes) -> None:
     assert _reason(data) == "malformed"
