@@ -83,6 +83,11 @@ class FileKeyStore:
             found = [form.fullmatch(name) for name in _names(folder)]
         return tuple(sorted(match[1] for match in found if match))
 
+    async def made_before(self, purpose: Purpose, moment: float) -> tuple[str, ...]:
+        kids = await self.kids(purpose)
+        with self._opened() as folder:
+            return tuple(kid for kid in kids if _written(folder, _key_name(purpose, kid)) < moment)
+
     async def destroy(self, purpose: Purpose, kid: str) -> None:
         name = _key_name(purpose, parse_kid(kid))
         with self._locked() as folder:
@@ -162,6 +167,10 @@ class FileKeyStore:
 def _names(folder: int) -> list[str]:
     with os.scandir(folder) as entries:
         return [entry.name for entry in entries]
+
+
+def _written(folder: int, name: str) -> float:
+    return os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime
 
 
 def _key_name(purpose: Purpose, kid: str) -> str:

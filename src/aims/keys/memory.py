@@ -38,6 +38,10 @@ class MemoryKeyStore:
     async def kids(self, purpose: Purpose) -> tuple[str, ...]:
         return tuple(sorted(kid for kid, key in self._keys.items() if key.purpose is purpose))
 
+    async def made_before(self, purpose: Purpose, moment: float) -> tuple[str, ...]:
+        del purpose, moment
+        return ()  # it keeps no times, and nothing outlives the process that made it
+
     async def destroy(self, purpose: Purpose, kid: str) -> None:
         key = self._keys.get(kid)
         if key is not None and key.purpose is purpose:

@@ -28,6 +28,10 @@ class KeyStore(Protocol):
         """Return the names of the purpose's keys, sorted."""
         ...
 
+    async def made_before(self, purpose: Purpose, moment: float) -> tuple[str, ...]:
+        """Return those of ``kids`` that were made before ``moment`` (Unix seconds), as far as the store can tell."""
+        ...
+
     async def destroy(self, purpose: Purpose, kid: str) -> None:
         """Forget a private key for good; one that is not there is no error."""
         ...

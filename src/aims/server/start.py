@@ -1,13 +1,15 @@
 """From settings to a running server: everything that happens once, in order, before the first request.
 
 1. Settings and folders. 2. The lock: one supervisor for a data folder. 3. The database has this version's tables.
-4. Keys. 5. The policy that the operator names is in force. 6. The log's sequencer. 7. Sockets and workers.
+4. Keys. 5. The policy that the operator names is in force. 6. The log's sequencer; on SQLite, keys that a crash left are
+destroyed once it has found the database no older than the log. 7. Sockets and workers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import getpass
+import logging
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, suppress
@@ -16,12 +18,15 @@ from aims.audit.checkpoint import VerifierKey
 from aims.audit.sequencer import Sequencer
 from aims.audit.store import sequencing_engine, turn
 from aims.clock import Clock, IdSource
+from aims.identifiers import TrustDomain
 from aims.keys.current import current_key
 from aims.keys.purpose import Purpose
 from aims.keys.signing import SigningKey, immediate
 from aims.keys.store import open_store
 from aims.policy.bundle import Bundle
 from aims.policy.store import active_version
+from aims.provisioning.authority import store as authority_store
+from aims.provisioning.authority.service import AuthorityService
 from aims.server.admin_client import AdminClient
 from aims.server.database import prepare as prepare_database
 from aims.server.policy_activation import activate
@@ -30,6 +35,8 @@ from aims.server.supervisor import Running, Supervisor
 from aims.storage.database import Database
 from aims.storage.engine import Location
 from aims.storage.lock import SupervisorLock
+
+_log = logging.getLogger("aims.server")
 
 
 async def serve(
@@ -60,6 +67,10 @@ async def serve(
         await put_policy_in_force(settings, clock=clock, ids=ids)
         # 6
         sequencer = sequencer_of(settings, location, log_key, clock=clock, ids=ids)
+        if location.backend == "sqlite":
+            # elsewhere another supervisor may be the one that compares database and log
+            await asyncio.to_thread(sequencer.step)
+            await destroy_left_over_keys(settings, clock=clock, ids=ids)
         # 7
         supervisor = Supervisor(
             settings, clock=clock, seal=sequencer.step, node=local_join_token if with_node else None
@@ -97,6 +108,19 @@ def sequencer_of(settings: Settings, location: Location, key: SigningKey, *, clo
         ids=ids,
         baton=turn(location),
     )
+
+
+async def destroy_left_over_keys(settings: Settings, *, clock: Clock, ids: IdSource) -> None:
+    """Destroy keys of the authority that no row names, in the folder of which this process holds the lock."""
+    database = Database.open(settings.database_url, clock=clock, ids=ids, folder=settings.server_dir)
+    try:
+        state = await database.read(authority_store.read)
+    finally:
+        database.close()
+    domain = TrustDomain(settings.trust_domain)
+    service = AuthorityService(open_store(settings.keys_uri), settings.keys_uri, domain, clock, ids)
+    for kid in await service.destroy_left_over(state):
+        _log.warning("a key that no row names was destroyed", extra={"kid": kid})
 
 
 async def put_policy_in_force(settings: Settings, *, clock: Clock, ids: IdSource) -> None:

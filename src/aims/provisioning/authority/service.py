@@ -1,7 +1,8 @@
 """The steps in the life of the authority's keys. Each returns a ``Plan``; see ``keeper`` for who commits it.
 
-A new key is in its key store before the Write that names it is committed, so a crash leaves at most a key that no row
-names. Whoever loses a race destroys the key that it made.
+A new key is in its key store before the Write that names it is committed, and a key that is over is destroyed after the
+Write that forgets it, so a crash leaves at most a key that no row names. Whoever loses a race destroys the key that it
+made; `destroy_left_over` finds what nobody came back for.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from aims.x509 import build_ca, serial_from
 from aims.x509.issue import build_tls_ca
 
 PURPOSES: Final = tuple(LIFE)
+LEFT_OVER_SECONDS: Final = 24 * 3600
 SCHEDULE: Final[Mapping[str, str]] = {"admin": "schedule"}
 """The ``cause`` of a step that nobody asked for but time."""
 
@@ -101,6 +103,24 @@ class AuthorityService:
         """Destroy private keys that no row names any more."""
         for key in keys:
             await self._keys.destroy(key.purpose, key.kid)
+
+    async def destroy_left_over(self, state: AuthorityState) -> tuple[str, ...]:
+        """Destroy keys that a crash left, and return their names: in this store, of these purposes, that no row names.
+
+        Only for who alone uses the key store, and knows that ``state`` is not that of an older database. What is not
+        a day old stays: a process that is about to end may still commit it.
+        """
+        if state.sequence == 0:
+            return ()
+        named = {key.kid for key in state.keys}
+        before = self._clock.now() - LEFT_OVER_SECONDS
+        destroyed: list[str] = []
+        for purpose in PURPOSES:
+            for kid in await self._keys.made_before(purpose, before):
+                if kid not in named:
+                    await self._keys.destroy(purpose, kid)
+                    destroyed.append(kid)
+        return tuple(destroyed)
 
     async def load(self, key: AuthorityKey) -> SigningKey:
         """Return the private key behind a row. Raises: KeyStoreError ``missing`` and others."""
