@@ -1,8 +1,8 @@
 """From settings to a running server: everything that happens once, in order, before the first request.
 
 1. Settings and folders. 2. The lock: one supervisor for a data folder. 3. The database has this version's tables.
-4. Keys. 5. The policy that the operator names is in force. 6. The log's sequencer; on SQLite, keys that a crash left are
-destroyed once it has found the database no older than the log. 7. Sockets and workers.
+4. Keys. 5. The policy that the operator names is in force. 6. The log's sequencer; on SQLite, keys that a crash left
+are destroyed once it has found the database no older than the log. 7. Sockets and workers.
 """
 
 from __future__ import annotations
