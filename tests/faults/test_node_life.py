@@ -177,6 +177,17 @@ async def test_a_killed_node_ends_its_agents_and_aims_run_says_125(world: World)
     assert b"node.node_gone" in world.log.read_bytes()
 
 
+async def test_a_launch_that_the_node_refused_is_in_the_audit(world: World) -> None:
+    await world.register("refused")
+    status, text = await output_of(
+        aims("run", "--as", "refused", "--run-dir", str(world.run_dir), "--quiet", "--", "/bin/true")
+    )
+    assert (status, "node.launch_mismatch" in text) == (125, True), text
+    record = (await _audited(world, AGENTS + "refused", "launch.refuse"))[0]
+    assert (record["agent"], record["outcome"], record["node"]) == (None, "refused", world.name)
+    assert record["cause"] == {"reason": "node.launch_mismatch"}
+
+
 async def test_an_orderly_end_ends_agents_and_is_in_the_audit(world: World) -> None:
     await world.register("orderly")
     agent = await world.run("orderly")
@@ -185,14 +196,20 @@ async def test_an_orderly_end_ends_agents_and_is_in_the_audit(world: World) -> N
     assert await world.node.end() == 0
     assert await asyncio.wait_for(agent.process.wait(), PATIENCE) == -signal.SIGTERM
     assert not (world.run_dir / "workload.sock").exists()
+    await _audited(world, instance, "launch.start", "launch.end")
+
+
+async def _audited(world: World, what: str, *types: str) -> list[dict[str, Any]]:
+    """Wait for these records about launches that say ``what``."""
     arguments = ("audit", "tail", "--count", "1000", "--state-dir", str(world.folder / "server"), "--output", "json")
     async with asyncio.timeout(PATIENCE):
-        found: list[str] = []
-        while found != ["launch.start", "launch.end"]:
+        while True:
             status, text = await output_of(aims(*arguments))
             assert status == 0, text
-            records = [json.loads(line) for line in text.splitlines() if instance in line]
-            found = [record["type"] for record in records if record["type"].startswith("launch.")]
+            records = [json.loads(line) for line in text.splitlines() if what in line]
+            found = [record for record in records if record["type"].startswith("launch.")]
+            if [record["type"] for record in found] == list(types):
+                return found
 
 
 async def _entries(world: World) -> list[dict[str, Any]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from aims.attestation import LaunchProfile
@@ -65,3 +66,15 @@ def start(*argv: str, name: str = "alpha", terminal: int = -1) -> bytes:
             terminal=terminal,
         )
     )
+
+
+@contextmanager
+def streams_of() -> Iterator[list[int]]:
+    """The four descriptors of a request."""
+    null = os.open("/dev/null", os.O_RDWR)
+    folder = os.open("/", os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield [null, null, null, folder]
+    finally:
+        os.close(null)
+        os.close(folder)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.flows.launch_world import PATIENCE, Client, Table, start
+from tests.flows.launch_world import PATIENCE, Client, Table, start, streams_of
 
 from aims.cli.run_client import measure_for_registration
 from aims.clock import IdSource, SystemClock
@@ -47,11 +47,8 @@ async def launcher(table: Table, tmp_path: Path, clock: SystemClock, ids: IdSour
 
 @pytest.fixture
 def streams() -> Iterator[list[int]]:
-    null = os.open("/dev/null", os.O_RDWR)
-    folder = os.open("/", os.O_PATH | os.O_DIRECTORY)
-    yield [null, null, null, folder]
-    os.close(null)
-    os.close(folder)
+    with streams_of() as streams:
+        yield streams
 
 
 GOOD = msgspec.msgpack.decode(start("/bin/true"))

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.flows.launch_world import PATIENCE, Client, Table, start
+from tests.flows.launch_world import PATIENCE, Client, Table, start, streams_of
 
 from aims.clock import IdSource, SystemClock
 from aims.node import launch as launch_module
@@ -60,11 +60,8 @@ async def launcher_of(tmp_path: Path, clock: SystemClock, ids: IdSource) -> Asyn
 
 @pytest.fixture
 def streams() -> Iterator[list[int]]:
-    null = os.open("/dev/null", os.O_RDWR)
-    folder = os.open("/", os.O_PATH | os.O_DIRECTORY)
-    yield [null, null, null, folder]
-    os.close(null)
-    os.close(folder)
+    with streams_of() as streams:
+        yield streams
 
 
 async def test_who_says_nothing_takes_no_place_from_others(

@@ -222,6 +222,14 @@ async def test_a_report_of_a_launch_is_of_the_nodes_own_and_bounded(world: World
         assert answer["error"] == f"provisioning.{code}"
         assert status >= 400
     assert (await _call(world, "launched", good, _node(world)))[0] == 200
+    refused = good | {"event": "refuse", "detail": {"reason": "node.launch_mismatch", "uid": 1000, "more": 3}}
+    assert (await _call(world, "launched", refused, _node(world)))[0] == 200
+    record = world.last_record()
+    assert (record["type"], record["outcome"], record["agent"]) == ("launch.refuse", "refused", None)
+    assert (record["node"], record["resource"]) == ("laptop", "spiffe://local.test/agents/own")
+    assert record["decision"]["effect"] == "deny"
+    assert record["cause"]["reason"] == "node.launch_mismatch"
+    assert record["details"]["more"] == 3
 
 
 async def test_strangers_cannot_fill_the_log(world: World, clock: SystemClock) -> None:

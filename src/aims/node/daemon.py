@@ -84,7 +84,7 @@ async def serve(settings: NodeSettings, *, clock: Clock, ids: IdSource, ready: C
         # 3
         state = ServerState(own.identity.trust_domain, clock)
         issuer = Issuer(lambda: client, state, node, clock)
-        reports = Reports(lambda: client, lambda: state.entries)
+        reports = Reports(lambda: client, lambda: state.entries, clock)
         cache: IdentityCache
 
         def ended(launch: Launch) -> None:
@@ -99,6 +99,7 @@ async def serve(settings: NodeSettings, *, clock: Clock, ids: IdSource, ready: C
             ids=ids,
             on_start=reports.started,
             on_end=ended,
+            on_refuse=reports.refused,
             mode=0o666 if run_dir.stat().st_mode & 0o011 else 0o600,
             grace=STOP_SECONDS,
         )

@@ -39,6 +39,7 @@ from aims.node.measure import Measured, Measurer, homes_of
 from aims.node.moves import Moves
 from aims.node.peer import Peer, peer_of
 from aims.node.program import DEFAULT_PATH, Program, resolve
+from aims.node.reports import Refusal
 
 GRACE = 10.0
 """Seconds between asking a program to end and SIGKILL."""
@@ -54,7 +55,7 @@ MEASURING = 2
 """Programs that are measured at once."""
 
 
-def _nothing(_: Launch) -> None:
+def _nothing(_: object) -> None:
     return
 
 
@@ -62,7 +63,8 @@ class Launcher:
     """Serves ``launch.sock`` in the main thread's event loop and knows what it started.
 
     ``node``: the node's name, first part of each instance. ``folder``: private folder of the sockets.
-    ``on_end``: called in the loop when a launch has ended, before its client is told. ``grace``: seconds.
+    ``on_end``: called in the loop when a launch has ended, before its client is told; ``on_refuse`` when a request was
+    understood and nothing was started. ``grace``: seconds.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Launcher:
         ids: IdSource,
         on_start: Callable[[Launch], None] = _nothing,
         on_end: Callable[[Launch], None] = _nothing,
+        on_refuse: Callable[[Refusal], None] = _nothing,
         mode: int = 0o600,
         grace: float = GRACE,
         waiting: ConnectionLimits = WAITING,
@@ -85,6 +88,7 @@ class Launcher:
         self._ids = ids
         self._on_start = on_start
         self._on_end = on_end
+        self._on_refuse = on_refuse
         self._mode = mode
         self._grace = grace
         self._moves = Moves()
@@ -250,9 +254,14 @@ class Launcher:
                 return None
             start, descriptors = received
             with descriptors:
-                # 1. who asks, and for what
-                approved = self._allowed(peer, start)
-                return await self._execute(connection, peer, start, descriptors, approved)
+                try:
+                    # 1. who asks, and for what
+                    approved = self._allowed(peer, start)
+                    return await self._execute(connection, peer, start, descriptors, approved)
+                except (NodeError, AttestationError) as error:
+                    instance = f"{self._node}:{self._ids.new()}"
+                    self._on_refuse(Refusal(name=start.name, instance=instance, uid=peer.uid, error=error))
+                    raise
 
     def _allowed(self, peer: Peer, start: Start) -> Approved:
         if self._stopping:

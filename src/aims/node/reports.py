@@ -1,4 +1,8 @@
-"""Telling the server that launches began and ended: for its audit, so it is repeated until the server took it."""
+"""Telling the server that launches began, ended and were refused: for its audit, so it is repeated until it took it.
+
+Refusals are what a local user can make many of: ten a second are told one by one, the others with the next one as a
+number. A refusal under a name that no entry of this node has concerns no agent, and stays in the node's own log.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from aims.clock import Clock
 from aims.errors import AimsError
 from aims.node.launches import Launch
 from aims.node.messages import Entry
@@ -17,6 +22,7 @@ from aims.node.server_client import ServerClient
 
 MAX_WAITING: Final = 2048
 MAX_ATTEMPTS: Final = 8
+REFUSALS_PER_SECOND: Final = 10
 AGAIN: Final = Backoff(first=0.5, most=30.0)
 
 _log = logging.getLogger("aims.node")
@@ -26,8 +32,18 @@ _log = logging.getLogger("aims.node")
 class Report:
     entry: str
     instance: str
-    event: Literal["start", "end"]
+    event: Literal["start", "end", "refuse"]
     detail: dict[str, str | int | bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Somebody of this ``uid`` asked for a launch as ``name`` and did not get it; ``instance`` would have been its."""
+
+    name: str
+    instance: str
+    uid: int
+    error: AimsError
 
 
 class Reports:
@@ -36,7 +52,11 @@ class Reports:
     ``entries`` returns the node's entries: a launch is reported under the one that approved it.
     """
 
-    def __init__(self, client: Callable[[], ServerClient], entries: Callable[[], tuple[Entry, ...]]) -> None:
+    def __init__(
+        self, client: Callable[[], ServerClient], entries: Callable[[], tuple[Entry, ...]], clock: Clock
+    ) -> None:
+        self._clock = clock
+        self._second, self._left, self._untold = -1, 0, 0
         self._client = client
         self._entries = entries
         self._waiting: asyncio.Queue[Report] = asyncio.Queue(MAX_WAITING)
@@ -64,6 +84,23 @@ class Reports:
             how = launch.ended.result()
             reason = f"signal {how.signal}" if how.signal else f"exit {how.status}"
             self._put(Report(entry, launch.instance, "end", {"posture": str(launch.posture), "reason": reason}))
+
+    def refused(self, refusal: Refusal) -> None:
+        """A program was not started."""
+        second = int(self._clock.monotonic())
+        if second != self._second:
+            self._second, self._left = second, REFUSALS_PER_SECOND
+        if self._left <= 0:
+            self._untold += 1
+            return
+        self._left -= 1
+        code = refusal.error.code
+        _log.warning("a launch was refused", extra={"code": code, "agent": refusal.name, "uid": refusal.uid})
+        entry = next((entry for entry in self._entries() if entry.launched and entry.agent == refusal.name), None)
+        if entry is not None:
+            detail: dict[str, str | int | bool] = {"reason": code, "uid": refusal.uid, "more": self._untold}
+            self._untold = 0
+            self._put(Report(entry.id, refusal.instance, "refuse", detail))
 
     async def send(self) -> None:
         """Send what waits, for ever."""

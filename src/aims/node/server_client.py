@@ -180,9 +180,14 @@ class ServerClient:
         return await self._call("/node/v1/jwt-svid", body, IssuedToken)
 
     async def launched(
-        self, *, entry: str, instance: str, event: Literal["start", "end"], detail: Mapping[str, str | int | bool]
+        self,
+        *,
+        entry: str,
+        instance: str,
+        event: Literal["start", "end", "refuse"],
+        detail: Mapping[str, str | int | bool],
     ) -> None:
-        """Report that a launch began or ended."""
+        """Report that a launch began, ended or was refused."""
         body = {"entry": entry, "instance": instance, "event": event, "detail": detail}
         await self._call("/node/v1/launched", body, _Nothing)
 

@@ -26,12 +26,13 @@ def launched(
     node_id: str,
     entry_id: str,
     instance: str,
-    event: Literal["start", "end"],
+    event: Literal["start", "end", "refuse"],
     detail: Mapping[str, str | int | bool],
     request_id: str,
 ) -> Plan[None]:
-    """Record that a node started a workload, or that one ended.
+    """Record that a node started a workload, that one ended, or that it refused to start one.
 
+    What was refused is nobody: it names the agent that it wanted to be as the resource, and is no agent itself.
     ``detail`` is at most 12 members; texts are cut to what may stand in a record. ``posture`` and ``reason`` in it
     become the record's own members.
 
@@ -52,17 +53,18 @@ def launched(
         name: inert(value) if isinstance(value, str) else value for name, value in detail.items()
     }
     agent = str(entry.spiffe_id)
+    refused = event == "refuse"
     octets = body(
         type=f"launch.{event}",
-        outcome="success",
+        outcome="refused" if refused else "success",
         time=clock.now(),
         id=ids.new(),
         request_id=request_id,
-        agent={"id": agent, "instance": instance},
+        agent=None if refused else {"id": agent, "instance": instance},
         node=node_id,
         resource=agent,
         action=f"launch.{event}",
-        decision={"effect": "permit", "reason": "reported by the node"},
+        decision={"effect": "deny" if refused else "permit", "reason": "reported by the node"},
         posture={"level": str(details.pop("posture", "unknown"))},
         cause={"reason": str(details.pop("reason", event))},
         details={**details, "entry": entry_id},

@@ -107,7 +107,7 @@ class JwtBody(_Strict, frozen=True):
 class LaunchedBody(_Strict, frozen=True):
     entry: str
     instance: str
-    event: Literal["start", "end"]
+    event: Literal["start", "end", "refuse"]
     detail: dict[str, str | int | bool] = {}
 
 
