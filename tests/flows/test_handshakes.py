@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import signal
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeAlias
@@ -15,19 +17,36 @@ from tests.flows.workload_api_fake import until
 from tests.properties.tls_material import AGENT, BUNDLES, CLOCK, TOOL, Workload
 
 from aims.credentials.mtls import spiffe_client_context, spiffe_server_context
-from aims.server import acceptor
-from aims.server.acceptor import Acceptor, Handshakes
+from aims.sdk.open_calls import App
+from aims.sdk.serving import serve
 from aims.server.http import Answer, Listener, Scope, answering
 from aims.server.sockets import listen_tcp
 from aims.server.worker import _server
-from aims.tls import public_server_context
+from aims.tls import acceptor, public_server_context
+from aims.tls.acceptor import Acceptor, Handshakes
 
 Run: TypeAlias = Callable[[Coroutine[Any, Any, None]], None]
 LOOPS = pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
-KINDS = pytest.mark.parametrize("kind", ["public", "mtls"])
+KINDS = pytest.mark.parametrize("kind", ["public", "mtls", "sdk"])
 LIMIT = 20.0
 TOOL_END, AGENT_END = Workload(TOOL), Workload(AGENT)
 CLIENT = spiffe_client_context(AGENT_END.identity, BUNDLES, CLOCK, expected=TOOL)
+
+
+class _Plain:
+    """An application without a lifespan of its own."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await self._app(scope, receive, send)
+            return
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
 
 
 async def _here(_: Scope, __: bytes) -> Answer:
@@ -37,6 +56,10 @@ async def _here(_: Scope, __: bytes) -> Answer:
 @asynccontextmanager
 async def _listening(kind: str) -> AsyncIterator[int]:
     app = Listener(frozenset({"localhost:8441"}), {("GET", "/here"): answering(_here)})
+    if kind == "sdk":
+        async with _serving(_Plain(app)) as port:
+            yield port
+        return
     context = (
         public_server_context(TOOL_END.identity)
         if kind == "public"
@@ -57,6 +80,24 @@ async def _ask(port: int) -> None:
     writer.write(b"GET /here HTTP/1.1\r\nhost: localhost:8441\r\n\r\n")
     await reader.readuntil(b"here")
     writer.transport.abort()
+
+
+class _Shown:
+    """The part of an identity that a service serves with."""
+
+    def server_context(self) -> ssl.SSLContext:
+        return public_server_context(TOOL_END.identity)
+
+
+@asynccontextmanager
+async def _serving(app: App) -> AsyncIterator[int]:
+    """A service of the SDK, which ends on Ctrl-C."""
+    port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    serving = asyncio.create_task(serve(app, _Shown(), port=0, ready=port.set_result))
+    async with asyncio.timeout(LIMIT):
+        yield await port
+        signal.raise_signal(signal.SIGINT)
+        await serving
 
 
 async def _silent(port: int, count: int) -> list[asyncio.StreamReader]:

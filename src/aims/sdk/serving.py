@@ -8,18 +8,20 @@ The certificate rotates without a restart. Clients are not asked for one: they p
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import signal
 import socket
 import ssl
 from collections.abc import Callable
 from types import FrameType
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import uvicorn
 
 from aims.sdk.errors import SdkError
 from aims.sdk.open_calls import App
+from aims.tls.acceptor import Acceptor, Handshakes
 
 KEEP_ALIVE_SECONDS: Final = 30
 END_SECONDS: Final = 5
@@ -85,6 +87,7 @@ async def serve(
     context = identity.server_context()
     with listening(port, host, shared=shared) as opened:
         server = _Server(
+            context,
             uvicorn.Config(
                 app,
                 http="h11",  # the one with a limit to the header of a request
@@ -96,7 +99,7 @@ async def serve(
                 proxy_headers=False,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=END_SECONDS,
-            )
+            ),
         )
         if ready is not None:
             server.ready = lambda: ready(opened.getsockname()[1])
@@ -104,7 +107,13 @@ async def serve(
 
 
 class _Server(uvicorn.Server):
+    """uvicorn whose connections come from our own acceptor, and which ends quietly on Ctrl-C."""
+
     ready: Callable[[], None] | None = None
+
+    def __init__(self, context: ssl.SSLContext, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._context = context
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if sig != signal.SIGINT:
@@ -115,6 +124,16 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup([])
+        handshakes = Handshakes(self._protocol, self._context)
+        acceptors: Any = [Acceptor(opened, handshakes) for opened in sockets or ()]
+        self.servers = acceptors
         if self.ready is not None and not self.should_exit:
             self.ready()
+
+    def _protocol(self) -> asyncio.Protocol:
+        made: Any = self.config.http_protocol_class
+        protocol: asyncio.Protocol = made(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol

@@ -27,7 +27,6 @@ import uvloop
 from aims.clock import SystemClock, SystemIds
 from aims.errors import AimsError
 from aims.log import start_logging
-from aims.server.acceptor import Acceptor, Handshakes
 from aims.server.admin import AdminDoor
 from aims.server.administration import routes
 from aims.server.core import Core
@@ -38,6 +37,7 @@ from aims.server.protocol import BoundedProtocol
 from aims.server.supervisor import WorkerOrder
 from aims.storage.database import Database
 from aims.tls import RotatingContext
+from aims.tls.acceptor import Acceptor, Handshakes
 
 LOAD_SECONDS: Final = 20.0
 GRACE_SECONDS: Final = 5
@@ -64,10 +64,10 @@ class _Server(uvicorn.Server):
         if self._context is None:
             await super().startup(sockets)
         else:
+            await super().startup([])
             handshakes = Handshakes(self._protocol, self._context)
             acceptors: Any = [Acceptor(listener, handshakes) for listener in sockets or ()]
             self.servers = acceptors
-            self.started = True
         self.listening.set()
 
     def _protocol(self) -> BoundedProtocol:

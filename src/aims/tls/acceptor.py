@@ -20,7 +20,7 @@ PAUSE_SECONDS: Final = 0.1
 _AT_ONCE: Final = 64
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
-_log = logging.getLogger("aims.server")
+_log = logging.getLogger("aims.tls")
 
 
 class Handshakes:
