@@ -8,11 +8,13 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 import pytest
 import pytest_asyncio
+from tests.flows.command_world import answering, typed
 from tests.flows.people_world import HERE, Browser
 from tests.flows.token_world import ISSUER
 from tests.flows.transaction_world import ACCESS, TOKEN_TYPE, TransactionWorld, open_transaction_world
 
 from aims.authorization.errors import AuthorizationError
+from aims.cli.errors import CliError
 from aims.clock import IdSource, SystemClock
 from aims.errors import AimsError
 from aims.jose.jwks import parse_jwks
@@ -93,6 +95,27 @@ async def test_redirect_uris_belong_to_agents_and_are_replaced_as_a_whole(world:
     ):
         with pytest.raises(AimsError):
             await call(world, "client.redirects", {"redirect_uris": uris} | wrong)
+
+
+async def test_a_command_registers_where_the_answers_of_people_go(
+    world: TransactionWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent = await world.agent("researcher")
+    await world.person()
+    browser = Browser(world)
+    await browser.log_in()
+    answer = answering(world, PeopleCalls(world).routes())
+    words = ("agent", "redirects", "researcher")
+    await typed(answer, monkeypatch, *words, "http://127.0.0.1/callback", "--reason", "it acts for people")
+    assert capsys.readouterr().out == "researcher: people's answers go to http://127.0.0.1/callback\n"
+    assert world.record()["operator"]["reason"] == "it acts for people"
+    assert (await browser.authorize(agent, redirect_uri=HERE)).status == 200
+    for wrong in ((), ("http://127.0.0.1/callback", "--none")):
+        with pytest.raises(CliError, match="--none"):
+            await typed(answer, monkeypatch, *words, *wrong)
+    await typed(answer, monkeypatch, *words, "--none")
+    assert "it can ask nobody" in capsys.readouterr().out
+    assert (await browser.authorize(agent, redirect_uri=HERE)).code == "authorization.request_redirect"
 
 
 async def test_the_service_of_a_worker_issues_and_publishes(

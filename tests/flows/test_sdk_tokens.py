@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 import httpx2
 import msgspec
@@ -14,6 +15,7 @@ from tests.flows.sdk_world import AGENT, OTHER, Seat, resource, world
 
 from aims.authentication import dpop
 from aims.authentication.request import HttpRequest
+from aims.sdk.blocking import BlockingIdentity
 from aims.sdk.errors import CallRefusedError, SdkError
 from aims.sdk.identity import Identity
 from aims.sdk.proofs import AnswerFacts, RequestFacts
@@ -58,10 +60,7 @@ async def place() -> AsyncIterator[tuple[Identity, Server, Seat]]:
         seat = await node.seat(AGENT)
         async with seat.identity() as me:
             server = Server()
-            client = me._server()
-            await client.close()
-            client._public = httpx2.AsyncClient(transport=httpx2.MockTransport(server.public))
-            client._mtls = httpx2.AsyncClient(transport=httpx2.MockTransport(server.mtls))
+            await _mocked(me, server)
             yield me, server, seat
 
 
@@ -176,3 +175,51 @@ async def test_a_nonce_is_used_once_it_is_asked_for_and_only_one_more_time() -> 
             next(other)
             with pytest.raises(StopIteration):
                 other.send(answer)
+
+
+async def test_code_without_an_event_loop_asks_people_and_carries_transactions() -> None:
+    async with place() as (me, server, seat):
+        server.metadata = METADATA | {"authorization_endpoint": f"{ISSUER}/oauth/authorize"}
+
+        def work() -> None:
+            with BlockingIdentity(seat.address, clock=me.clock) as blocking:
+                client = blocking._wait(_mocked(blocking._identity, server))
+                asked = blocking.ask_person(resource=URL, scope="refund", redirect_uri="http://127.0.0.1/cb")
+                query = parse_qs(urlsplit(asked.url).query)
+                assert (query["client_id"], query["redirect_uri"]) == ([str(AGENT)], ["http://127.0.0.1/cb"])
+                with pytest.raises(SdkError, match=r"sdk\.answer_invalid"):
+                    blocking.redeem(asked, "http://127.0.0.1/cb?code=c&state=other")
+                back = httpx2.QueryParams({"code": "c", "state": query["state"][0], "iss": ISSUER})
+                assert blocking.redeem(asked, f"http://127.0.0.1/cb?{back}").text == "a.b.c"
+                server.answer = {
+                    "access_token": "t.x.n",
+                    "token_type": "N_A",
+                    "issued_token_type": "urn:ietf:params:oauth:token-type:txn_token",
+                }
+                txn = blocking.transaction("a.b.c", purpose="refund", details={"amount": 7})
+                assert txn == "t.x.n"
+                sent: list[httpx2.Request] = []
+
+                def keep(request: httpx2.Request) -> httpx2.Response:
+                    sent.append(request)
+                    return httpx2.Response(200)
+
+                with blocking.client(txn_token=txn, transport=httpx2.MockTransport(keep)) as http:
+                    assert http.post(URL).status_code == 200
+                assert sent[0].headers["txn-token"] == "t.x.n"
+                blocking._wait(client.close())
+
+        await asyncio.wait_for(asyncio.to_thread(work), 30)
+        forms = [parse_qs(asked.content.decode()) for asked in server.asked]
+        assert [form["grant_type"][0].rpartition(":")[2] for form in forms] == ["authorization_code", "token-exchange"]
+        assert (forms[0]["code"], forms[1]["scope"]) == (["c"], ["refund"])
+        assert forms[1]["request_details"] == ['{"amount":7}']
+
+
+async def _mocked(me: Identity, server: Server) -> Any:
+    """Put ``server`` in the place of the one that ``me`` asks."""
+    client = me._server()
+    await client.close()
+    client._public = httpx2.AsyncClient(transport=httpx2.MockTransport(server.public))
+    client._mtls = httpx2.AsyncClient(transport=httpx2.MockTransport(server.mtls))
+    return client

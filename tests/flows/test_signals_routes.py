@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 import pytest_asyncio
 from tests.faults.test_provisioning_audit import _close_the_audit as close_the_audit
+from tests.flows.command_world import answering, typed
 from tests.flows.monitoring_world import IDP, transmitters
 from tests.properties.hostile import LocalKey, compact, dump
 
@@ -273,3 +275,17 @@ async def test_what_only_the_door_resumed_stays_so_for_an_old_event(server: Serv
     await server.settled()
     assert server.state is State.ACTIVE
     assert (await server.public("POST", EVENTS, server.token(ACCOUNT_ENABLED)))[0] == 202
+
+
+async def test_a_command_shows_who_gets_our_events(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = answering(server.core, MonitoringCalls(server.core).routes())
+    await typed(answer, monkeypatch, "signals", "receiver")
+    assert "nobody gets our events" in capsys.readouterr().out
+    receiver = {"url": "https://hears.example/events", "audience": "https://hears.example", "private": True}
+    assert (await server.admin("receiver", receiver))[0] == 200
+    await typed(answer, monkeypatch, "signals", "receiver")
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "https://hears.example/events  audience https://hears.example"
+    assert shown[1:] == [f"  {SESSION_REVOKED}", "  its address may be private or loopback"]

@@ -1,4 +1,4 @@
-"""``aims agent suspend|resume|revoke|retire|quarantine|release``."""
+"""``aims agent suspend|resume|revoke|retire|quarantine|release``, and ``aims agent redirects``."""
 
 from __future__ import annotations
 
@@ -83,6 +83,24 @@ def release_instance(instance: str, *, reason: Why = "", run_dir: RunDir = None,
     remedy(run_dir, reason, "agents/release", {"instance": instance}, output)
 
 
+def redirects(
+    name: str,
+    *uris: str,
+    none: Annotated[bool, Parameter(name="--none", negative="", help="take all of them away")] = False,
+    reason: Why = "",
+    run_dir: RunDir = None,
+    output: Output = "text",
+) -> None:
+    """Say where the answers of people may be sent whom this agent asks: these redirect URIs, in place of all others."""
+    from aims.cli.errors import CliError
+
+    if bool(uris) == none:
+        raise CliError("argument", "name the redirect URIs, or say --none")
+    answer = call(run_dir, reason, "POST", "clients/redirects", {"agent": name, "redirect_uris": list(uris)})
+    said = ["people's answers go to", *answer["redirect_uris"]] if uris else ["no redirect URI: it can ask nobody"]
+    show(answer, output, f"{answer['agent']}: {' '.join(said)}")
+
+
 def register_on(agent: App) -> None:
     """Add the commands of an agent's life to ``aims agent``."""
     for name, command in (
@@ -92,6 +110,7 @@ def register_on(agent: App) -> None:
         ("retire", retire_agent),
         ("quarantine", quarantine_instance),
         ("release", release_instance),
+        ("redirects", redirects),
     ):
         agent.command(command, name=name)
 

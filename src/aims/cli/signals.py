@@ -72,6 +72,23 @@ def set_receiver(
     show(answer, output, f"events go to {answer['url']}")
 
 
+@app.command(name="receiver")
+def show_receiver(*, run_dir: RunDir = None, output: Output = "text") -> None:
+    """Show to whom our events are pushed, and which."""
+    receiver = call(run_dir, "", "GET", "receiver")
+    if receiver is None:
+        show(None, output, "nobody gets our events; say who with `aims signals set-receiver`")
+        return
+    lines = [f"{receiver['url']}  audience {receiver['audience']}", *(f"  {event}" for event in receiver["events"])]
+    more = {
+        f"it is a transmitter to us: {receiver['issuer']}": receiver["issuer"],
+        "its address may be private or loopback": receiver["private"],
+        "it shows a certificate of authorities of its own": receiver["own_ca"],
+        "it understands complex subjects": receiver["complex"],
+    }
+    show(receiver, output, "\n".join([*lines, *(f"  {said}" for said, so in more.items() if so)]))
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ import asyncio
 import concurrent.futures
 import ssl
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
@@ -21,6 +21,7 @@ from aims.sdk.identity import Identity, Peer
 if TYPE_CHECKING:
     import httpx2
 
+    from aims.sdk.authorization_code import PersonAsked
     from aims.sdk.tokens import Token
 
 T = TypeVar("T")
@@ -71,12 +72,18 @@ class BlockingIdentity:
         return self._wait(self._context(peer, url))
 
     def client(
-        self, *, audience: str | None = None, profile: str | None = None, token: Token | None = None, **options: Any
+        self,
+        *,
+        audience: str | None = None,
+        profile: str | None = None,
+        token: Token | None = None,
+        txn_token: str | None = None,
+        **options: Any,
     ) -> httpx2.Client:
         """As `Identity.client`, for `httpx2.Client`."""
         from aims.sdk.httpx2 import blocking_client
 
-        prover = self._identity.prover(audience, profile, token)
+        prover = self._identity.prover(audience, profile, token, txn_token)
         return blocking_client(prover, lambda url: self.ssl_context(url=url), **options)
 
     def jwt_svid(self, audience: str) -> str:
@@ -94,6 +101,18 @@ class BlockingIdentity:
     def delegate(self, subject: Token | str, *, to: SpiffeId | str, scope: str) -> Token:
         """As `Identity.delegate`."""
         return self._wait(self._identity.delegate(subject, to=to, scope=scope))
+
+    def ask_person(self, *, resource: str, scope: str, redirect_uri: str) -> PersonAsked:
+        """As `Identity.ask_person`."""
+        return self._wait(self._identity.ask_person(resource=resource, scope=scope, redirect_uri=redirect_uri))
+
+    def redeem(self, asked: PersonAsked, answer: str) -> Token:
+        """As `Identity.redeem`."""
+        return self._wait(self._identity.redeem(asked, answer))
+
+    def transaction(self, subject: Token | str, *, purpose: str, details: Mapping[str, Any]) -> str:
+        """As `Identity.transaction`."""
+        return self._wait(self._identity.transaction(subject, purpose=purpose, details=details))
 
     async def _context(self, peer: Peer | None, url: str | None) -> ssl.SSLContext:
         # Made where the identity is kept, so that no rotation falls in between.
