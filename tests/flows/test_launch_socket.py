@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -18,8 +19,8 @@ from tests.flows.launch_world import PATIENCE, Client, Table, start, streams_of
 
 from aims.cli.run_client import measure_for_registration
 from aims.clock import IdSource, SystemClock
+from aims.node import grpc_guard, launch_socket, peer
 from aims.node import launch as launch_module
-from aims.node import launch_socket, peer
 from aims.node.errors import NodeError
 from aims.node.launch import Launcher
 from aims.node.launch_protocol import MAX_PACKET, Ended, Refused, Signal, Started, encode
@@ -356,6 +357,20 @@ class _Zero:
 
     def unpack(self, _: bytes) -> tuple[int, int, int]:
         return 0, 65534, 65534
+
+
+def test_a_peer_may_have_any_uid() -> None:
+    largest = 4_294_967_294  # user ids are unsigned
+    raw = struct.pack("iII", os.getpid(), largest, largest)
+
+    class Connection(socket.socket):
+        def getsockopt(self, _: int, option: int, *__: object) -> bytes:  # type: ignore[override]
+            return struct.pack("i", os.pidfd_open(os.getpid())) if option == peer.SO_PEERPIDFD else raw
+
+    with Connection(socket.AF_UNIX) as connection, peer_of(connection) as found:
+        assert (found.pid, found.uid, found.gid) == (os.getpid(), largest, largest)
+        assert found.evidence().uid == largest
+    assert grpc_guard._CREDENTIALS.unpack(raw) == (os.getpid(), largest, largest)
 
 
 async def test_an_old_kernel_is_said_plainly(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,6 +246,18 @@ async def test_a_socket_has_its_mode_from_the_start_and_only_a_dead_one_is_repla
     assert path.read_text() == "not a socket"
 
 
+def test_a_busy_server_keeps_its_socket() -> None:
+    path = Path(tempfile.mkdtemp(prefix="aims-t-")) / "s"
+    with socket.socket(socket.AF_UNIX) as living, socket.socket(socket.AF_UNIX) as waiting:
+        living.bind(str(path))
+        living.listen(0)
+        waiting.connect(str(path))
+        with pytest.raises(ServerError) as busy:
+            listen_unix(path, 0o600)
+        assert busy.value.reason == "already_running"
+        assert path.is_socket()
+
+
 async def test_both_loopback_addresses_have_the_same_port() -> None:
     sockets = listen_tcp(0)
     ports = {listener.getsockname()[1] for listener in sockets}

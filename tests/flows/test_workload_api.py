@@ -335,7 +335,7 @@ async def test_the_caller_is_recognised_by_its_socket_once_per_connection(tmp_pa
     def recognise(sock: socket.socket) -> FakeCaller:
         with peer_of(sock) as peer:
             found.append(peer.pid)
-        pid, *_ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        pid, *_ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         assert pid == peer.pid
         return callers.setdefault(len(found), FakeCaller())
 

@@ -48,7 +48,7 @@ Answers = Callable[[C, Any], AsyncGenerator[Message, None]]
 A method that ``asks`` is given the request messages as an asynchronous generator instead, and ends with it.
 """
 
-_CREDENTIALS = struct.Struct("3i")  # SO_PEERCRED: pid, uid, gid
+_CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _MAX_HEADER_OCTETS = 16 * 1024
 
 

@@ -26,7 +26,7 @@ SO_PEERPIDFD = 77
 
 MAX_DEPTH = 1024
 
-_CREDENTIALS = struct.Struct("3i")
+_CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 
 class Peer:

@@ -17,7 +17,7 @@ from typing import Final, Protocol, TypeVar
 
 from aims.authorization import form as forms
 from aims.authorization.errors import AuthorizationError
-from aims.authorization.flood import Gate
+from aims.authorization.flood import Gate, note
 from aims.authorization.form import Form
 from aims.authorization.model import Memory
 from aims.authorization.people import pages, request
@@ -26,6 +26,7 @@ from aims.authorization.people.errors import PeopleError
 from aims.authorization.people.login import LoginService, Session, check_csrf, csrf_of, flood, refusal
 from aims.authorization.people.pages import Page
 from aims.errors import AimsError
+from aims.server.errors import ServerError
 from aims.server.http import STATUS, Answer, App, Receive, Scope, Send, read_body, respond
 from aims.storage.database import Database
 from aims.storage.intent import Plan
@@ -246,7 +247,12 @@ class People:
     def _page(self, action: str, handle: Callable[[Visit], Awaitable[Answer]]) -> App:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             try:
-                visit = Visit.of(scope, await read_body(receive, MAX_BODY))
+                try:
+                    body = await read_body(receive, MAX_BODY)
+                except ServerError as error:
+                    await note(scope, error)
+                    raise
+                visit = Visit.of(scope, body)
                 try:
                     answer = await handle(visit)
                 except PeopleError as error:

@@ -52,7 +52,8 @@ def listen_unix(path: Path, mode: int) -> socket.socket:
     """Listen on a unix socket, removing one that nobody answers on any more.
 
     Raises:
-        ServerError: ``already_running`` when somebody does answer, ``folder`` when something else is in the way.
+        ServerError: ``already_running`` when somebody does answer, or is too busy to; ``folder`` when something else is
+            in the way.
     """
     if os.path.lexists(path):
         _remove_stale(path)
@@ -78,8 +79,13 @@ def _remove_stale(path: Path) -> None:
         probe.settimeout(1)
         try:
             probe.connect(str(path))
-        except OSError:
+        except (ConnectionRefusedError, FileNotFoundError):
+            # Only the first says that nobody listens; a full queue or a slow answer is somebody who lives.
             with suppress(FileNotFoundError):
                 path.unlink()
             return
+        except (BlockingIOError, TimeoutError) as error:
+            raise ServerError("already_running", f"somebody listens on {path}, too busy to answer") from error
+        except OSError as error:
+            raise ServerError("folder", f"{path}: {error.strerror}") from error
     raise ServerError("already_running", f"somebody answers on {path}")
