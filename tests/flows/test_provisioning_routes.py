@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.flows.provisioning_world import DOMAIN, PROFILE, World, open_world, proof_jwk, request
+from tests.flows.provisioning_world import DOMAIN, PROFILE, World, cause, open_world, proof_jwk, request
 
 from aims.clock import IdSource, SystemClock
 from aims.credentials import x509_svid
@@ -18,6 +18,7 @@ from aims.identifiers import SpiffeId, TrustDomain
 from aims.jose import base64url
 from aims.provisioning.routes import JOINS_PER_SECOND, MAX_BODY, node_of, version_refusal
 from aims.storage.database import Database
+from aims.storage.write import Name
 from aims.x509 import parse_csr, parse_pem
 
 
@@ -230,6 +231,44 @@ async def test_a_report_of_a_launch_is_of_the_nodes_own_and_bounded(world: World
     assert record["decision"]["effect"] == "deny"
     assert record["cause"]["reason"] == "node.launch_mismatch"
     assert record["details"]["more"] == 3
+
+
+async def test_a_banned_node_reports_no_launches(world: World) -> None:
+    registered = await world.agent()
+    assert registered.entry is not None
+    report: dict[str, Any] = {"entry": registered.entry.id, "instance": world.instance(), "detail": {}}
+    await world.commit(world.admin.ban_node(node_id="laptop", cause=cause()))
+    for event in ("start", "end", "refuse"):
+        status, answer = await _call(world, "launched", report | {"event": event}, _node(world))
+        assert (status, answer["error"]) == (403, "provisioning.node_banned")
+        record = world.last_record()
+        assert (record["type"], record["outcome"]) == ("node.refuse", "refused")
+        assert record["agent"] == {"id": "spiffe://local.test/nodes/laptop"}
+
+
+@pytest.mark.parametrize("event", ["start", "end", "refuse"])
+@pytest.mark.parametrize("which", ["agent", "node", "instance"])
+async def test_a_stop_that_races_with_a_report_of_a_start_wins(world: World, which: str, event: str) -> None:
+    registered = await world.agent()
+    assert registered.entry is not None
+    instance = world.instance()
+    names = {
+        "agent": Name("agent", str(registered.workload.spiffe_id)),
+        "node": Name("node", "laptop"),
+        "instance": Name("instance", instance),
+    }
+    await world.stop(names[which])  # committed, and not read by this process
+    report = msgspec.json.encode({"entry": registered.entry.id, "instance": instance, "event": event, "detail": {}})
+    status, answer = await world.routes()["launched"].handle(report, _node(world))
+    record = world.last_record()
+    if event == "start" or which == "node":
+        assert (status, msgspec.json.decode(answer)["error"]) == (403, "provisioning.stopped")
+        assert (record["type"], record["outcome"]) == ("node.refuse", "refused")
+        assert record["decision"]["reason"] == "storage.stopped"
+        assert record["cause"]["event"] == f"{which}:{names[which].id}"
+    else:  # what a stop leads to is told in spite of it
+        assert (status, answer) == (200, b"{}")
+        assert record["type"] == f"launch.{event}"
 
 
 async def test_strangers_cannot_fill_the_log(world: World, clock: SystemClock) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
-from aims.audit.record import body, inert
+from aims.audit.record import inert, recorder
 from aims.clock import Clock, IdSource
 from aims.credentials.model import Fence
 from aims.errors import AimsError
 from aims.provisioning.errors import ProvisioningError
 from aims.provisioning.registry.memory import Registry
+from aims.provisioning.registry.model import NodeState
+from aims.provisioning.registry.service import settled
 from aims.storage.intent import Plan
-from aims.storage.write import Write
+from aims.storage.write import Name, Write
 
 MAX_DETAILS: Final = 12
 MAX_DETAIL: Final = 512
@@ -36,11 +38,17 @@ def launched(
     ``detail`` is at most 12 members; texts are cut to what may stand in a record. ``posture`` and ``reason`` in it
     become the record's own members.
 
-    Raises: ProvisioningError ``node_unknown``, ``entry_unknown``, ``node_not_bound``, ``instance_malformed``,
-        ``request_malformed``.
+    The Write is fenced on the node, and that of a start also on agent and instance: a ban or stop that races wins, and
+    the record is a refusal. An end and a refusal are what a stop leads to, so a stop does not silence them.
+
+    Raises: ProvisioningError ``node_unknown``, ``node_banned``, ``entry_unknown``, ``node_not_bound``,
+        ``instance_malformed``, ``request_malformed``; the answer raises ``stopped``.
     """
+    node = registry.node(node_id)
+    if node.state is NodeState.BANNED:
+        raise ProvisioningError("node_banned", node_id)
     entry = registry.entry(entry_id)
-    if not entry.is_bound_to(registry.node(node_id)):
+    if not entry.is_bound_to(node):
         raise ProvisioningError("node_not_bound", f"entry {entry_id} on node {node_id}")
     try:
         if Fence(instance, 0).node != node_id:
@@ -54,7 +62,8 @@ def launched(
     }
     agent = str(entry.spiffe_id)
     refused = event == "refuse"
-    octets = body(
+    record = recorder(
+        refuse="node.refuse",
         type=f"launch.{event}",
         outcome="refused" if refused else "success",
         time=clock.now(),
@@ -69,4 +78,8 @@ def launched(
         cause={"reason": str(details.pop("reason", event))},
         details={**details, "entry": entry_id},
     )
-    return Plan(Write(record=lambda _: octets), lambda _: None)
+    names = (Name("node", node_id),)
+    if event == "start":
+        names += (Name("instance", instance), Name("agent", agent))
+    write = Write(record=record, names=names, seen=registry.seq)
+    return Plan(write, lambda outcome: settled(outcome, None, "changed"))
