@@ -78,7 +78,7 @@ def launched(
         cause={"reason": str(details.pop("reason", event))},
         details={**details, "entry": entry_id},
     )
-    names = (Name("node", node_id),)
+    names: tuple[Name, ...] = (Name("node", node_id),)
     if event == "start":
         names += (Name("instance", instance), Name("agent", agent))
     write = Write(record=record, names=names, seen=registry.seq)
