@@ -16,6 +16,7 @@ from tests.flows.sdk_world import AGENT, OTHER, TOOL, Seat, World, knows, resour
 from tests.flows.workload_api_fake import until
 
 from aims.credentials.mtls import peer_svid
+from aims.sdk import served_connection
 from aims.sdk.blocking import BlockingIdentity
 from aims.sdk.errors import CallRefusedError, SdkError
 from aims.sdk.identity import Identity
@@ -40,6 +41,11 @@ def tools() -> MCPServer[Any]:
 
     @server.tool()
     async def caller() -> str:
+        return current().agent
+
+    @server.tool()
+    async def slow() -> str:
+        await asyncio.sleep(1.5)
         return current().agent
 
     return server
@@ -91,6 +97,14 @@ async def test_a_tool_sees_who_called_it_in_either_wire_form(mode: str) -> None:
                 assert seen == [{"result": str(AGENT)}, {"result": str(OTHER)}] * 3
         async with connect(first, it.url.replace("/mcp", "/also"), mode=mode) as bound:
             assert (await bound.call_tool("caller")).structured_content == {"result": str(AGENT)}
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_a_call_of_a_tool_may_last_longer_than_a_request(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served_connection, "REQUEST_SECONDS", 0.5)
+    async with place() as it, it.agent(AGENT) as me, connect(me, it.url, mode=mode) as client:
+        assert (await client.call_tool("slow")).structured_content == {"result": str(AGENT)}
+        assert (await client.call_tool("caller")).structured_content == {"result": str(AGENT)}
 
 
 async def test_a_session_exists_for_its_owner_alone() -> None:

@@ -7,7 +7,7 @@ URL), redirects are not followed, and size, time and type of the answer are boun
 
     answer = await Fetcher().fetch(Request(url="https://rp.example/events", method="POST", body=token))
 
-``httpcore2``'s parser ``h11`` is used here and nowhere else.
+``httpcore2``'s parser ``h11`` makes the requests here and nowhere else.
 """
 
 from aims.fetch.errors import FetchError

@@ -4,6 +4,7 @@
         await serve(Middleware(app, me), me, port=8450)
 
 The certificate rotates without a restart. Clients are not asked for one: they prove themselves in each request.
+Requests are bounded in size and time, answers are not: a stream may last.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import uvicorn
 
 from aims.sdk.errors import SdkError
 from aims.sdk.open_calls import App
+from aims.sdk.served_connection import Crowd, ServedConnection
 from aims.tls.acceptor import Acceptor, Handshakes
 
 KEEP_ALIVE_SECONDS: Final = 30
@@ -90,7 +92,7 @@ async def serve(
             context,
             uvicorn.Config(
                 app,
-                http="h11",  # the one with a limit to the header of a request
+                http=ServedConnection,
                 ws="none",
                 ssl_context_factory=lambda *_: context,
                 log_config=None,
@@ -114,6 +116,7 @@ class _Server(uvicorn.Server):
     def __init__(self, context: ssl.SSLContext, config: uvicorn.Config) -> None:
         super().__init__(config)
         self._context = context
+        self._crowd = Crowd()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if sig != signal.SIGINT:
@@ -125,15 +128,13 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup([])
-        handshakes = Handshakes(self._protocol, self._context)
+        handshakes = Handshakes(self._protocol, self._context, make_room=self._crowd.make_room)
         acceptors: Any = [Acceptor(opened, handshakes) for opened in sockets or ()]
         self.servers = acceptors
         if self.ready is not None and not self.should_exit:
             self.ready()
 
     def _protocol(self) -> asyncio.Protocol:
-        made: Any = self.config.http_protocol_class
-        protocol: asyncio.Protocol = made(
-            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        return ServedConnection(
+            crowd=self._crowd, config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
-        return protocol

@@ -27,11 +27,19 @@ class Handshakes:
     """The unfinished handshakes of one listener.
 
     When there are too many, the oldest ends: an honest client needs milliseconds, and whoever says nothing gets old.
+    ``make_room`` is asked to end connections behind their handshake when the process has no descriptors left.
     """
 
-    def __init__(self, factory: Callable[[], asyncio.Protocol], context: ssl.SSLContext) -> None:
+    def __init__(
+        self,
+        factory: Callable[[], asyncio.Protocol],
+        context: ssl.SSLContext,
+        *,
+        make_room: Callable[[], None] | None = None,
+    ) -> None:
         self._factory = factory
         self._context = context
+        self._make_room = make_room
         self._open: dict[asyncio.Task[None], None] = {}  # in the order of their beginning
 
     def __len__(self) -> int:
@@ -51,6 +59,12 @@ class Handshakes:
         if oldest is not None:
             del self._open[oldest]
             oldest.cancel()
+
+    def make_room(self) -> None:
+        """Give descriptors back to a process that has none left."""
+        self.end_oldest()
+        if self._make_room is not None:
+            self._make_room()
 
     def close(self) -> None:
         """End all of them."""
@@ -102,7 +116,7 @@ class Acceptor:
                 if error.errno not in _EXHAUSTED:
                     raise
                 _log.warning("no more connections can be accepted at present", extra={"detail": error.strerror})
-                self._handshakes.end_oldest()
+                self._handshakes.make_room()
                 self._loop.remove_reader(self._listener)
                 self._pause = self._loop.call_later(PAUSE_SECONDS, self._resume)
                 return
