@@ -184,13 +184,6 @@ async def test_a_quarantined_instance_leaves_the_others_alone(world: World) -> N
     assert refusal.value.reason == "remedy"
 
 
-async def test_a_stopped_grant_stays_stopped(world: World) -> None:
-    grant = Name("grant", world.ids.new())
-    assert (await remedied(world, grant, Remedy.RETIRE)).applied is Applied.DONE
-    assert await issue_fenced(world, grant, seen=world.registry.seq) == "stopped"
-    assert await _refused(remedied(world, grant, Remedy.RESUME)) == "monitoring.remedy"
-
-
 @pytest.mark.parametrize(
     ("subject", "remedy", "code"),
     [
@@ -198,9 +191,8 @@ async def test_a_stopped_grant_stays_stopped(world: World) -> None:
         (Name("agent", ""), Remedy.SUSPEND, "provisioning.identity_unknown"),
         (Name("instance", "laptop"), Remedy.QUARANTINE, "monitoring.subject_malformed"),
         (Name("person", "alice@example.org"), Remedy.SUSPEND, "monitoring.subject_malformed"),
-        (Name("grant", ""), Remedy.RETIRE, "monitoring.subject_malformed"),
         (Name("node", "laptop"), Remedy.SUSPEND, "monitoring.remedy"),
-        (Name("grant", "g"), Remedy.QUARANTINE, "monitoring.remedy"),
+        (Name("grant", "g"), Remedy.RETIRE, "monitoring.remedy"),
         (Name("instance", "laptop:" + "a" * 26), Remedy.QUARANTINE, "monitoring.instance_unknown"),
     ],
 )

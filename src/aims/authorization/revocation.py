@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
 from aims.audit.record import recorder
 from aims.authentication.errors import AuthenticationError
 from aims.authorization import store
@@ -28,6 +31,7 @@ from aims.authorization.model import Client, Memory, Request, dead, stored
 from aims.authorization.store import STANDING
 from aims.storage.database import Database
 from aims.storage.intent import Plan
+from aims.storage.schema import stop as stop_table
 from aims.storage.write import Change, Claim, Name, Outcome, Stop, Verdict, Write
 
 CHANGED: Final = "stop"
@@ -40,25 +44,34 @@ class Cause:
     """Who ends a grant and why, in the members of the audit record.
 
     ``agent`` is the client that revokes its token, ``operator`` an administrator; ``reason`` is in words.
+    ``request_id`` is that of the request, "" where a record's own id stands for it.
     """
 
     reason: str
     agent: Mapping[str, Any] | None = None
     operator: Mapping[str, Any] | None = None
     decision: Mapping[str, Any]
+    request_id: str = ""
 
     @property
     def member(self) -> dict[str, str]:
         """The record's ``cause``."""
-        return {"reason": self.reason} | ({"admin": str(self.operator["role"])} if self.operator else {})
+        operator = self.operator
+        if operator is None:
+            return {"reason": self.reason}
+        return {"reason": self.reason, "admin": str(operator.get("user") or f"uid {operator['uid']}")}
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What a revocation ended: the ids of grants, and the number of the feed at which they did."""
+    """What a revocation ended: the ids of grants, and the number of the feed at which they did.
+
+    ``already``: the grant had ended before, and nothing was changed.
+    """
 
     grants: tuple[str, ...]
     seq: int
+    already: bool = False
 
 
 class Revocation:
@@ -133,31 +146,60 @@ class Revocation:
         Raises:
             AuthorizationError: ``grant_unknown``, ``unavailable``; StorageError.
         """
-        if not grant_id.startswith(STANDING):
-            row = await self._database.read(lambda connection: store.find(connection, grant_id))
-            if row is None:
-                raise AuthorizationError("grant_unknown", repr(grant_id[:100]))
-            plan = self.plan([row.root], cause, kind=kind, claims=claims)
-            return plan.answer(await self._database.commit(plan.write))
-        if all(store.standing_grant(each.name) != grant_id for each in self._memory.registry.workloads):
-            raise AuthorizationError("grant_unknown", repr(grant_id[:100]))
-        plan = self.plan([grant_id], cause, kind=kind, claims=claims)
+        plan = self.plan([await self._root(grant_id)], cause, kind=kind, claims=claims)
         ended = plan.answer(await self._database.commit(plan.write))
-        return await self._below(ended, cause, kind)
+        return await self._below(ended, cause, kind) if grant_id.startswith(STANDING) else ended
+
+    async def by_administrator(self, grant_id: str, cause: Cause) -> Plan[Ended]:
+        """Plan the end of a grant by any id that ``revoke`` takes; what had ended for good is only recorded.
+
+        After the commit, and before it is answered, ``finish`` is to be called.
+
+        Raises: as ``revoke``.
+        """
+        root = await self._root(grant_id)
+        stop = self._memory.stops.get(Name("grant", root))
+        return self.plan([root], cause, already=stop is not None and stop.blocked)
+
+    async def finish(self, grant_id: str, cause: Cause) -> None:
+        """End what was handed on under a standing grant before its last stop, and is still there.
+
+        Raises: as ``revoke``.
+        """
+        if grant_id.startswith(STANDING):
+            seq = await self._database.read(partial(_stopped_at, grant_id=grant_id))
+            await self._below(Ended((grant_id,), seq), cause, "grant.revoke")
+
+    async def _root(self, grant_id: str) -> str:
+        """Return the id that the tokens of a grant carry, by it or by the id of any delegation below it."""
+        if grant_id.startswith(STANDING):
+            if all(store.standing_grant(each.name) != grant_id for each in self._memory.registry.workloads):
+                raise AuthorizationError("grant_unknown", repr(grant_id[:100]))
+            return grant_id
+        row = await self._database.read(lambda connection: store.find(connection, grant_id))
+        if row is None:
+            raise AuthorizationError("grant_unknown", repr(grant_id[:100]))
+        return row.root
 
     def plan(
-        self, grants: Iterable[str], cause: Cause, *, kind: str = "grant.revoke", claims: tuple[Claim, ...] = ()
+        self,
+        grants: Iterable[str],
+        cause: Cause,
+        *,
+        kind: str = "grant.revoke",
+        claims: tuple[Claim, ...] = (),
+        already: bool = False,
     ) -> Plan[Ended]:
-        """End grants, each by the id that its tokens carry, in one Write."""
+        """End grants, each by the id that its tokens carry, in one Write; ``already`` only records the wish."""
         memory, ids = self._memory, tuple(dict.fromkeys(grants))
         now, record_id = memory.clock.now(), memory.ids.new()
         record = recorder(
-            refuse=kind,
-            type=kind,
+            refuse="admin.refuse" if already else kind,
+            type="admin.action" if already else kind,
             outcome="success",
             time=now,
             id=record_id,
-            request_id=record_id,
+            request_id=cause.request_id or record_id,
             agent=cause.agent,
             operator=cause.operator,
             resource=ids[0],
@@ -165,8 +207,10 @@ class Revocation:
             decision=cause.decision,
             cause=cause.member,
             delegation={"id": ids[0]},
-            details={"grants": " ".join(ids)[:2048]},
+            details={"grants": " ".join(ids)[:2048]} | ({"applied": "already"} if already else {}),
         )
+        if already:
+            return Plan(Write(record=record, claims=claims), lambda outcome: _ended(outcome, ids, already=True))
         write = Write(
             record=record,
             claims=claims,
@@ -193,9 +237,16 @@ def _line(grant_id: str) -> Change:
     return Change(CHANGED, grant_id, b"null", Stop(Name("grant", grant_id), blocked=blocked))
 
 
-def _ended(outcome: Outcome, grants: tuple[str, ...]) -> Ended:
+def _stopped_at(connection: Connection, grant_id: str) -> int:
+    found = connection.execute(
+        sa.select(stop_table.c.seq).where(stop_table.c.kind == "grant", stop_table.c.id == grant_id)
+    )
+    return int(found.scalar() or 0)
+
+
+def _ended(outcome: Outcome, grants: tuple[str, ...], *, already: bool = False) -> Ended:
     if outcome.verdict is Verdict.REPLAYED:
         raise AuthenticationError("dpop_replay")
     if outcome.verdict is not Verdict.COMMITTED:
         raise AuthorizationError("unavailable", outcome.verdict)
-    return Ended(grants, outcome.seq)
+    return Ended(grants, outcome.seq, already)

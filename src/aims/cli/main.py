@@ -26,6 +26,7 @@ app.command("aims.cli.registry:entry", name="entry", help="What an agent must sh
 app.command("aims.cli.resource:app", name="resource", help="The tools and services that agents may call.")
 app.command("aims.cli.registry:node", name="node", help="The hosts on which agents run.")
 app.command("aims.cli.people:person", name="person", help="People, and what is done in their name.")
+app.command("aims.cli.grant:app", name="grant", help="The rights under which agents act: end one.")
 app.command("aims.cli.signals:app", name="signals", help="Security events of other parties, and ours to them.")
 app.command("aims.cli.svid:app", name="svid", help="What the Workload API gives to this process.")
 app.command("aims.cli.explain:explain", name="explain", help="Explain a refusal, a token or a SPIFFE ID.")

@@ -18,7 +18,7 @@ class MonitoringError(AimsError):
     reasons: ClassVar[Mapping[str, Reason]] = reasons(
         # remediation
         remedy=("This cannot be done to that kind of subject.", "Agents are suspended, instances quarantined."),
-        subject_malformed=("This is not the name of an agent, person, grant or instance.", "See `aims agent list`."),
+        subject_malformed=("This is not the name of an agent, person or instance.", "See `aims agent list`."),
         person_unknown=("Nobody is known under this identifier.", "Map the person to the transmitter's name first."),
         instance_unknown=("No such instance was issued a credential.", "Name the agent that it belongs to."),
         held=("Somebody else holds the stop.", "Whoever stopped it, or an administrator, can resume it."),

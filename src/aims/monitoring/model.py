@@ -127,7 +127,7 @@ class Receiver:
     ``issuer`` is the name under which the same party is a transmitter to us ("": it is none): what it told us is not
     told back. ``private``: the endpoint's host and port may have a private or loopback address. ``ca`` is PEM that is
     trusted instead of the system's authorities, "" for those. ``complex``: it understands complex subjects, so events
-    about instances and grants may go to it.
+    about instances may go to it.
     """
 
     url: str

@@ -10,7 +10,6 @@ between, because whoever hands on without pause would then never be stopped: aft
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -36,8 +35,6 @@ from aims.provisioning.registry.store import workload as workload_table
 from aims.storage.intent import Plan
 from aims.storage.write import Change, Effect, Name, Outcome, Record, Stop, Verdict, Write
 
-_GRANT: Final = re.compile(r"[\x21-\x7e]{1,255}")
-
 # The record's type, by kind of subject and remedy: what is not listed cannot be done.
 _TYPES: Final[Mapping[tuple[str, Remedy], str]] = {
     ("agent", Remedy.REVOKE): "credential.revoke",
@@ -47,7 +44,6 @@ _TYPES: Final[Mapping[tuple[str, Remedy], str]] = {
     ("person", Remedy.REVOKE): "credential.revoke",
     ("person", Remedy.SUSPEND): "person.suspend",
     ("person", Remedy.RESUME): "person.resume",
-    ("grant", Remedy.RETIRE): "grant.revoke",
     ("instance", Remedy.QUARANTINE): "identity.quarantine",
     ("instance", Remedy.RELEASE): "identity.release",
 }
@@ -232,12 +228,11 @@ def _check(subject: Name) -> None:
             Fence(subject.id, 0)
         except AimsError as error:
             raise MonitoringError("subject_malformed", "instance") from error
-    elif (subject.kind == "person" and PERSON.fullmatch(subject.id) is None) or (
-        subject.kind == "grant" and _GRANT.fullmatch(subject.id) is None
-    ):
-        raise MonitoringError("subject_malformed", subject.kind)
-    elif subject.kind == "node":
-        raise MonitoringError("remedy", "nodes are banned")
+    elif subject.kind == "person":
+        if PERSON.fullmatch(subject.id) is None:
+            raise MonitoringError("subject_malformed", subject.kind)
+    elif subject.kind != "agent":
+        raise MonitoringError("remedy", "nodes are banned, grants are revoked")
 
 
 def _revision(registry: Registry, spiffe_id: str) -> int:

@@ -86,8 +86,7 @@ class Transmitter:
         # A receiver that passes over a member that it does not know would stop more than was meant.
         if not receiver.complex:
             return None
-        member = "session" if subject.kind == "grant" else "instance"
-        return ComplexSubject({member: OpaqueSubject(subject.id)})
+        return ComplexSubject({"instance": OpaqueSubject(subject.id)})
 
 
 def metadata(issuer: str) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class MonitoringCalls:
         self._configuration = Configuration(core.clock, core.ids)
 
     def routes(self) -> tuple[AdminRoute, ...]:
-        """Every route of monitoring but the one that ends a grant."""
+        """Every route of monitoring."""
         agents = (
             AdminRoute(f"agent.{remedy}", "POST", f"/admin/v1/agents/{remedy}", AgentBody, True, self._agent(remedy))
             for remedy in AGENT

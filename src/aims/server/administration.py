@@ -12,6 +12,7 @@ from aims.policy.errors import PolicyError
 from aims.policy.question import Decision, Entity, Fact, Question
 from aims.policy.store import active
 from aims.server.admin import AdminCall, AdminRoute, Body, Nothing, Text, reading
+from aims.server.admin_grants import GrantCalls
 from aims.server.admin_monitoring import MonitoringCalls
 from aims.server.admin_people import PeopleCalls
 from aims.server.admin_registry import RegistryCalls
@@ -131,6 +132,7 @@ def routes(core: Core) -> tuple[AdminRoute, ...]:
         *RegistryCalls(core).routes(),
         *MonitoringCalls(core).routes(),
         *PeopleCalls(core).routes(),
+        *GrantCalls(core).routes(),
         AdminRoute("status", "GET", "/admin/v1/status", Nothing, False, status),
         AdminRoute("policy.show", "GET", "/admin/v1/policy", Nothing, False, show),
         AdminRoute("policy.apply", "POST", "/admin/v1/policy", ApplyPolicy, True, apply),
