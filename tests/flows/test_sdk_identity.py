@@ -17,6 +17,7 @@ from tests.flows.sdk_world import AGENT, TOOL, knows, resource, world
 from tests.flows.workload_api_fake import until
 
 import aims
+from aims.identifiers import SpiffeId
 from aims.sdk.endpoint import workload_endpoint
 from aims.sdk.errors import SdkError
 from aims.sdk.identity import Identity
@@ -119,6 +120,23 @@ async def test_the_peer_comes_from_the_map_or_is_named_and_is_never_guessed() ->
             with pytest.raises(SdkError) as refused:
                 me.auth(profile="bearer")
             assert refused.value.code == "sdk.profile_unknown"
+
+
+async def test_a_txn_token_goes_to_resources_of_its_own_trust_domain_alone() -> None:
+    foreign = "https://localhost:8451/mcp"
+    elsewhere = SpiffeId.parse_workload("spiffe://elsewhere.test/services/tool")
+    async with world({URL: resource(URL), foreign: resource(foreign, peer=elsewhere, id="other")}) as node:
+        seat = await node.seat(AGENT)
+        async with seat.identity() as me:
+            auth = me.auth(txn_token="a.b.c")
+            assert next(auth.auth_flow(httpx2.Request("POST", URL))).headers["txn-token"] == "a.b.c"
+            for url in (foreign, "https://localhost:9999/mcp", "https://localhost:8450/other"):
+                request = httpx2.Request("POST", url)
+                with pytest.raises(SdkError) as refused:
+                    next(auth.auth_flow(request))
+                assert refused.value.code == "sdk.transaction_edge", url
+                assert "txn-token" not in request.headers
+                assert "txn-token" not in next(me.auth().auth_flow(httpx2.Request("POST", url))).headers
 
 
 async def test_a_node_without_its_own_door_still_gives_an_identity() -> None:

@@ -80,6 +80,10 @@ class SdkError(AimsError):
             "No request is being served here.",
             "Ask inside of a request that came through the middleware.",
         ),
+        transaction_edge=(
+            "A Txn-Token does not leave the trust domain, and no resource of it is at this URL.",
+            "Add it: aims resource add NAME --url URL --service SERVICE; or call without the Txn-Token.",
+        ),
         request_invalid=("The request cannot be proved: its method or URL has no normal form.", "Use a plain URL."),
         response_too_large=("The answer of the Workload API is larger than 4 MiB and was not read.", ""),
     )

@@ -144,7 +144,8 @@ class Identity:
     ) -> httpx2.Auth:
         """Return authentication for httpx2 that proves each request: by WIT and WPT, or by ``token`` and DPoP.
 
-        ``txn_token`` (from `transaction`) goes beside WIT and WPT, and is covered by them.
+        ``txn_token`` (from `transaction`) goes beside WIT and WPT, and is covered by them; it goes to resources of the
+        own trust domain alone (SdkError ``transaction_edge``, when a request is made).
 
         ``audience`` is a name that the called service is known to have; by default the request's own URL. ``profile``
         is ``wimse`` or ``wimse-method-bound``; by default what the resource map says for the URL, else ``wimse``.
@@ -326,9 +327,12 @@ class Identity:
         def prove(request: RequestFacts) -> Proof:
             if token is not None:
                 return bound_token(request, token.text, token.key, self.clock, self.ids, nonces=self._nonces)
-            chosen = profile
+            chosen, resource = profile, self.resource(request.url)
+            if txn_token is not None and (
+                resource is None or resource.peer.trust_domain != self.spiffe_id.trust_domain
+            ):
+                raise SdkError("transaction_edge", request.url)
             if chosen is None:
-                resource = self.resource(request.url)
                 chosen = "wimse" if resource is None else resource.profile
             return wimse(
                 request,
