@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import mmap
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -270,3 +273,41 @@ class _Refusing:
 
     def inotify_rm_watch(self, *_: object) -> int:
         return 0
+
+
+def test_a_file_that_is_mapped_for_writing_is_not_measured(measurer: Measurer, tree: Path) -> None:
+    code = tree / "package/module.py"
+    content = code.read_bytes()
+    with code.open("r+b") as opened:
+        view = mmap.mmap(opened.fileno(), 0)
+    with view:
+        view[:] = content  # the page is dirty from here on, and writing to it leaves no trace
+        with pytest.raises(NodeError) as refused:
+            _measure(measurer, tree)
+        assert refused.value.code == "node.code_changing"
+    _measure(measurer, tree).release()
+
+
+def test_what_a_later_mapping_writes_is_seen_at_the_next_look(measurer: Measurer, tree: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:  # where change times say nothing
+        measurer = Measurer(SystemClock(10), measurer._moves)  # for which everything has settled
+        for place in (tree, Path(shutil.copytree(tree, Path(memory) / "tree", symlinks=True))):
+            code = place / "package/module.py"
+            with resolve([PYTHON, str(tree / "agent.py")], cwd="/") as program:
+                measured = measurer.measure(program, roots=[str(place)])
+            assert measurer.again(measured) is not None
+            with code.open("r+b") as opened, mmap.mmap(opened.fileno(), 0) as view:
+                assert view[:]
+                view[:] = view[:].replace(b"1", b"2")
+                with contextlib.suppress(NodeError):  # open for writing: refused as well
+                    assert measurer.again(measured) is None, place
+            assert measurer.again(measured) is None, place
+            measured.release()
+
+
+def test_the_lease_that_is_asked_for_keeps_nobody_waiting(measurer: Measurer, tree: Path) -> None:
+    measured = _measure(measurer, tree)
+    with (tree / "agent.py").open("ab") as opened:  # a lease that was kept would hold this up for most of a minute
+        opened.write(b"# more\n")
+    assert measurer.again(measured) is None
+    measured.release()

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aims.clock import SystemClock
 from aims.node import environment
 from aims.node.errors import NodeError
+from aims.node.measure import Measurer
 from aims.node.program import Program, resolve
 
 PYTHON = os.path.realpath(sys.executable)
@@ -168,9 +170,13 @@ def test_other_interpreters_are_open_ended_only_behind_a_file(tmp_path: Path) ->
     script = _file(tmp_path / "run.sh", "")
     known = _resolve(tmp_path, "sh", "run.sh", "x")
     assert (known.argv[1:], known.roots, known.open_ended) == ((str(script), "x"), (str(script),), True)
-    for argv in (["sh", "-c", "true"], ["sh", "-x", "run.sh"], ["sh", "none.sh"]):
+    for argv, read, roots in (
+        (["sh", "-c", "true"], ("-c", "true"), (str(tmp_path),)),
+        (["sh", "-x", "run.sh"], ("-x", str(script)), (str(script),)),
+        (["sh", "none.sh"], ("none.sh",), (str(tmp_path),)),
+    ):
         hidden = _resolve(tmp_path, *argv)
-        assert (hidden.argv[1:], hidden.roots, hidden.open_ended) == (tuple(argv[1:]), (), False)
+        assert (hidden.argv[1:], hidden.roots, hidden.open_ended) == (read, roots, False)
     with pytest.raises(NodeError, match="program_missing"):
         _resolve(tmp_path, "sh")
 
@@ -256,3 +262,37 @@ def test_what_the_table_names_is_dropped_and_said(given: dict[str, str]) -> None
         "PYTHONPYCACHEPREFIX",
         "SPIFFE_ENDPOINT_SOCKET",
     }
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["deno", "run", "agent"], ["bun", "run", "agent"], ["java", "-jar", "agent"], ["Rscript", "--vanilla", "agent"]],
+    ids=lambda command: command[0],
+)
+def test_code_behind_options_is_the_file_that_they_name_and_no_other_of_that_name(
+    command: list[str], tmp_path: Path
+) -> None:
+    shutil.copy("/bin/true", tmp_path / command[0])
+    for folder in ("owner", "thief"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "agent").write_text(folder)
+    argv = [str(tmp_path / command[0]), *command[1:]]
+    owner, thief = (_resolve(tmp_path / folder, *argv) for folder in ("owner", "thief"))
+    assert owner.roots == (str(tmp_path / "owner/agent"),)
+    assert owner.argv[-1] == owner.roots[0] != thief.argv[-1]
+    assert not owner.open_ended
+
+
+@pytest.mark.parametrize("name", ["timeout", "nice", "env", "uv", "npx", "busybox", "ld-linux-x86-64.so.2"])
+def test_what_starts_another_program_is_measured_only_with_a_root_of_its_own(name: str, tmp_path: Path) -> None:
+    shutil.copy("/bin/true", tmp_path / name)
+    (tmp_path / "code").mkdir()
+    agent = _file(tmp_path / "code/agent.py", "")
+    with resolve([str(tmp_path / name), "60", "python3", "code/agent.py"], cwd=str(tmp_path)) as program:
+        assert program.starter
+        assert not program.open_ended
+        with pytest.raises(NodeError) as refused:
+            Measurer(SystemClock()).measure(program)
+        assert refused.value.code == "node.program_starter"
+        measured = Measurer(SystemClock()).measure(program, roots=[str(tmp_path / "code")])
+    assert {root.path for root in measured.measurement.roots} == {str(tmp_path / "code"), str(agent)}

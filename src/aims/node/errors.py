@@ -66,6 +66,10 @@ class NodeError(AimsError):
             "The interpreter would read its program from somewhere that cannot be measured.",
             "Name a script file, -m MODULE or -c CODE; options that change where code comes from are refused.",
         ),
+        program_starter=(
+            "This program starts another one, whose code cannot be found by reading the command.",
+            "Name the program itself, without what starts it; or name its code with --root; or approve --unmeasured.",
+        ),
         root_refused=(
             "This folder is too wide to be a code root.",
             "Choose the project's own folder, never a home folder or /; for -m and -c add -P, or change the folder.",

@@ -3,15 +3,21 @@
 A digest says what the content is. The fingerprint keeps inodes and change times too, so content that was exchanged
 and put back between two looks does not pass unnoticed. What ran in between is not undone.
 
+A change time moves with the first write to a page that was clean. Whoever has a file mapped for writing and its pages
+dirty already can go on writing without a trace, so a file that is open for writing is not measured at all.
+
 Everything here reads files and blocks: the node calls it in a thread.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import os
 import pwd
+import signal
 import stat
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +34,9 @@ MAX_OCTETS = 2 * 1024**3
 MAX_CACHED = 200_000
 SETTLED = 2.0
 """Seconds after its last change from which a file's digest is remembered: change times can be coarse."""
+TELLING = frozenset({"ext2", "ext3", "ext4", "xfs", "f2fs", "overlay"})
+"""File systems on which the first write through a mapping changes the file's change time. A file in memory (tmpfs)
+can be written through a mapping without any trace, so elsewhere no digest is remembered."""
 
 _BLOCK = 1024 * 1024
 _BYTECODE = b"__pycache__"
@@ -104,21 +113,24 @@ class Measurer:
     ``moves`` watches the folders above the code; without it nothing is watched, which is enough for a look.
     """
 
-    __slots__ = ("_cache", "_clock", "_moves")
+    __slots__ = ("_cache", "_clock", "_moves", "_telling")
 
     def __init__(self, clock: Clock, moves: Moves | None = None) -> None:
         self._clock = clock
         self._moves = moves
         self._cache: dict[Key, bytes] = {}
+        self._telling: dict[int, bool] = {}
 
     def measure(self, program: Program, *, roots: Sequence[str] = (), homes: Collection[str] = ()) -> Measured:
         """Measure the ELF and the code roots: the program's own and ``roots`` (absolute).
 
         ``homes`` are folders that may neither be a root nor lie in one.
 
-        Raises: NodeError ``root_refused``, ``code_too_large``, ``code_unreadable``, ``code_changing``,
-            ``code_unwatched``.
+        Raises: NodeError ``program_starter`` where the program starts another one and no root is named,
+            ``root_refused``, ``code_too_large``, ``code_unreadable``, ``code_changing``, ``code_unwatched``.
         """
+        if program.starter and not roots:
+            raise NodeError("program_starter", program.argv[0])
         alone = self.executable(program)
         paths = sorted({*program.roots, *(os.path.realpath(root) for root in roots)})
         above = None if self._moves is None else self._moves.watch(paths)
@@ -214,6 +226,7 @@ class Measurer:
         known = self._cache.get(_key(before))
         if known is not None:
             return known, before
+        traceable = _leave_traces(descriptor, before, name)
         digest, offset = hashlib.sha256(), 0
         try:
             while block := os.pread(descriptor, _BLOCK, offset):
@@ -226,11 +239,16 @@ class Measurer:
         after = os.fstat(descriptor)
         if _key(after) != _key(before) or offset != before.st_size:
             raise NodeError("code_changing", name)
-        if self._clock.now() - after.st_ctime > SETTLED:
+        if traceable and self._clock.now() - after.st_ctime > SETTLED and self._tells(after.st_dev):
             if len(self._cache) >= MAX_CACHED:
                 self._cache.clear()
             self._cache[_key(after)] = digest.digest()
         return digest.digest(), after
+
+    def _tells(self, device: int) -> bool:
+        if device not in self._telling:
+            self._telling[device] = _file_system(device) in TELLING
+        return self._telling[device]
 
 
 class _Budget:
@@ -300,6 +318,37 @@ def _walk(
             waiting += reversed(below)
     except OSError as error:
         raise NodeError("code_unreadable", f"{os.fsdecode(root)}: {error.strerror}") from error
+
+
+def _leave_traces(descriptor: int, found: os.stat_result, name: str) -> bool:
+    """Tell whether who writes this file from now on changes its change time.
+
+    The kernel grants a lease for reading only where nobody has the file open, or mapped, for writing.
+
+    Raises: NodeError ``code_changing``: somebody has.
+    """
+    try:
+        # Who opens the file for writing in this moment waits for it to pass; the signal of it is one that does nothing.
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError as error:
+        if error.errno == errno.EAGAIN:
+            raise NodeError("code_changing", f"{name} is open for writing") from error
+        # Another user's file gets no lease, and a file system may have none. Root alone writes what is root's.
+        return found.st_uid == 0 and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return True
+
+
+def _file_system(device: int) -> str:
+    """Return the type of the file system that is mounted from ``device``, "" if that is not known."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        for line in Path("/proc/self/mountinfo").read_text("utf-8").splitlines():
+            mounted, _, source = line.partition(" - ")
+            if mounted.split(" ")[2] == number:
+                return source.split(" ")[0]
+    return ""
 
 
 def _link(path: bytes) -> bytes:

@@ -24,6 +24,13 @@ _ENV = frozenset({"/usr/bin/env", "/bin/env"})
 _PYTHON = re.compile(r"(?:python|pypy)[0-9.]*[a-z]*")
 _INTERPRETER = re.compile(
     r"(?:ba|da|z|k|a|c|tc|fi)?sh|(?:node|nodejs|bun|deno|perl|ruby|php|lua|java|guile|tclsh)[0-9.]*"
+    r"|(?:R|Rscript|julia|dotnet|mono|erl|escript|elixir|ghc|runghc|ocaml|sbcl|racket|wasmtime|wasmer|awk|gawk|mawk)"
+)
+# These start another program, found by ways of their own, with code of its own.
+_STARTER = re.compile(
+    r"env|timeout|nice|ionice|nohup|setsid|stdbuf|chrt|taskset|time|xargs|sudo|doas|su|runuser|setpriv|unshare|nsenter"
+    r"|chroot|busybox|toybox|strace|ltrace|gdb|lldb|ld(?:-linux[-_a-z0-9]*|-musl[-_a-z0-9]*)?\.so(?:\.[0-9]+)?"
+    r"|uv|uvx|npx|npm|pnpm|yarn|poetry|pipenv|pipx|pdm|hatch|rye|conda|mamba|micromamba|go|cargo|make|just|qemu-.*"
 )
 _PYTHON_FLAGS = frozenset("bBdEIOPqRsSuvx")
 # what these name is read as code, or decides where code is read, without being measured
@@ -40,7 +47,7 @@ class Program:
     Python runs it; ``isolated``: with ``-I`` or ``-E``, so that it does not read ``PYTHON*``. ``beside``: the folder
     that Python would put first on its import path, "" where there is none or it is a root already. ``absent``: files
     that were not there and would give it a virtual environment. ``open_ended``: further arguments are the program's
-    own, never code.
+    own, never code. ``starter``: it starts another program, whose code is not found by reading the arguments.
     """
 
     descriptor: int
@@ -51,6 +58,7 @@ class Program:
     open_ended: bool
     beside: str = ""
     absent: tuple[str, ...] = ()
+    starter: bool = False
 
     def arguments(self, bytecode: str, measured: Sequence[str] | None = None) -> tuple[str, ...]:
         """Return the arguments to execute; ``measured`` are the code roots, None where nothing is measured.
@@ -98,8 +106,9 @@ def resolve(argv: Sequence[str], *, cwd: str, path: str = DEFAULT_PATH) -> Progr
         # 4. the code behind the interpreter
         if _is(_PYTHON, arguments[0]):
             return _python(descriptor, arguments, cwd)
-        if _is(_INTERPRETER, arguments[0]):
-            return _other(descriptor, arguments, cwd)
+        starter = _is(_STARTER, arguments[0])
+        if starter or _is(_INTERPRETER, arguments[0]):
+            return _other(descriptor, arguments, cwd, starter=starter)
         return Program(
             descriptor=descriptor, argv=tuple(arguments), roots=(), python=False, isolated=False, open_ended=True
         )
@@ -254,24 +263,30 @@ def _virtual_environment(python: str) -> str | None:
     return None
 
 
-def _other(descriptor: int, arguments: list[str], cwd: str) -> Program:
+def _other(descriptor: int, arguments: list[str], cwd: str, *, starter: bool) -> Program:
     """Read the arguments of an interpreter whose options are not known here.
 
-    A first argument that is a file is the program. Otherwise code may hide in any argument, so all are fixed.
+    A first argument that is a file is the program. Otherwise code may hide in any argument: all are fixed, those that
+    name files or folders are code, and where none does it is the current folder, in which such programs look.
     """
     if len(arguments) < 2:
         raise NodeError("program_missing", arguments[0])
     script = absolute(arguments[1], cwd)
-    known = not arguments[1].startswith("-") and os.path.isfile(script)  # noqa: PTH113 - text in, text out
-    if known:
-        arguments[1] = _code(script)
+    known = not starter and not arguments[1].startswith("-") and os.path.isfile(script)  # noqa: PTH113 - text in
+    roots: list[str] = []
+    for position in (1,) if known else range(1, len(arguments)):
+        place = absolute(arguments[position], cwd) if arguments[position] else ""
+        if place and not arguments[position].startswith("-") and os.path.exists(place):  # noqa: PTH110 - text in
+            arguments[position] = _code(place)
+            roots.append(arguments[position])
     return Program(
         descriptor=descriptor,
         argv=tuple(arguments),
-        roots=(arguments[1],) if known else (),
+        roots=tuple(dict.fromkeys(roots)) or (os.path.realpath(cwd),),
         python=False,
         isolated=False,
         open_ended=known,
+        starter=starter,
     )
 
 
