@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -21,7 +22,7 @@ from tests.properties.x509_material import serial
 
 from aims.credentials.mtls import spiffe_client_context, spiffe_server_context
 from aims.credentials.x509_svid import issue
-from aims.server import protocol
+from aims.server import protocol, worker
 from aims.server.errors import ServerError
 from aims.server.http import Answer, Listener, Scope, answering, json_answer
 from aims.server.protocol import UnixPeer, peer_of
@@ -127,6 +128,7 @@ async def test_what_is_out_of_bounds_is_refused(listening: tuple[int, Path], oct
     assert answer.count(b"HTTP/1.1") == 1, "one refusal, one answer"
     assert b"secret" not in answer
     assert (b"retry-after: 1" in answer) == (expected == 503)
+    assert (b"allow: GET\r\n" in answer) == (expected == 405), "RFC 9110 15.5.6"
 
 
 async def test_a_request_that_never_ends_loses_its_connection(
@@ -268,6 +270,24 @@ async def test_both_loopback_addresses_have_the_same_port() -> None:
     assert taken.value.reason == "port_in_use"
     for listener in sockets:
         listener.close()
+
+
+async def test_a_worker_that_does_not_load_in_time_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Core:
+        loaded = asyncio.Event()
+        keeper: Any
+
+        async def open(self) -> None:
+            await asyncio.Event().wait()
+
+    core = Core()
+    core.keeper = core
+    monkeypatch.setattr(worker, "LOAD_SECONDS", 0.01)
+    for missing in ("the state", "the keys"):
+        with pytest.raises(ServerError, match=missing) as late:
+            await worker.loaded(core)  # type: ignore[arg-type]
+        assert late.value.reason == "loading"
+        core.loaded.set()
 
 
 def test_a_worker_takes_all_the_descriptors_that_it_may_have() -> None:

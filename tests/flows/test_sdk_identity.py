@@ -22,6 +22,7 @@ from aims.sdk.endpoint import workload_endpoint
 from aims.sdk.errors import SdkError
 from aims.sdk.identity import Identity
 from aims.sdk.serving import PortInUseError, listening, serve
+from aims.sdk.tokens import Token
 
 URL = "https://localhost:8450/mcp"
 
@@ -117,9 +118,13 @@ async def test_the_peer_comes_from_the_map_or_is_named_and_is_never_guessed() ->
             with pytest.raises(SdkError) as refused:
                 me.ssl_context("spiffe://elsewhere.test/services/tool")
             assert refused.value.code == "sdk.peer_unknown"
+            token = Token(text="t", audience=URL, scopes=frozenset(), expires=1.0, key=me.live.require_proof())
             with pytest.raises(SdkError) as refused:
                 me.auth(profile="bearer")
             assert refused.value.code == "sdk.profile_unknown"
+            with pytest.raises(SdkError) as refused:
+                me.auth(token=token, txn_token="t")
+            assert refused.value.code == "sdk.tokens_both"
 
 
 async def test_a_txn_token_goes_to_resources_of_its_own_trust_domain_alone() -> None:

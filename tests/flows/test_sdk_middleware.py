@@ -369,6 +369,26 @@ async def test_a_lone_verifier_keeps_its_own_window_and_refuses_what_is_older_th
         assert (await it.ask(fresh)).code == "authentication.wpt_replay"
 
 
+async def test_a_resource_of_a_reserved_profile_lets_nobody_in_and_the_log_says_why(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with place({URL: resource(URL, profile="bearer")}) as it:
+        for _ in range(3):
+            answer = await it.ask(it.proof())
+            assert (answer.status, answer.code) == (503, "sdk.unavailable")
+            assert answer.json["hint"] == "The log of the service says why."
+        warned = [entry.getMessage() for entry in caplog.records if entry.levelname == "WARNING"]
+        assert [line for line in warned if "sdk.profile_unknown" in line and "bearer" in line] == warned[:1]
+        it.node.resources = {URL: resource(URL, profile="oauth-signed")}
+        it.node.full()
+        it.node.beat()
+        await until(lambda: it.served.settings.of_peer(TOOL)[0].profile == "oauth-signed")
+        await knows(it.served)
+        assert (await it.ask(it.proof())).status == 503
+        assert "oauth-signed" in caplog.records[-1].getMessage()
+        assert caplog.records[-1].levelname == "WARNING"
+
+
 async def test_a_service_without_resources_says_nothing_about_its_callers() -> None:
     async with place({URL: resource(URL, peer=OTHER)}) as it:
         answer = await it.ask(it.proof())

@@ -38,7 +38,8 @@ from aims.monitoring.receiver import STRANGERS_PER_SECOND
 from aims.provisioning.registry.model import State
 from aims.provisioning.registry.service import Registered
 from aims.storage.database import Database
-from aims.storage.write import Name
+from aims.storage.intent import Plan
+from aims.storage.write import Name, Outcome, Verdict
 
 AGENT = "spiffe://local.test/agents/researcher"
 ALICE = {"format": "iss_sub", "iss": IDP, "sub": "00u-alice"}
@@ -436,6 +437,24 @@ async def test_keys_are_what_an_administrator_gave_and_nothing_else(signals: Sig
     with pytest.raises(MonitoringError) as unknown:
         await world.commit(gone)
     assert unknown.value.reason == "transmitter_unknown"
+
+
+async def test_what_met_another_change_says_so_and_not_that_a_transmitter_is_missing(
+    world: World, signals: Signals
+) -> None:
+    keys = build_jwks(
+        [public_jwk(LocalKey.new("ES256", "k").private.public_key(), kid="k", alg="ES256", use="sig")]
+    ).decode("ascii")
+    receiver = Receiver(url="https://siem.test/events", audience="siem", events=frozenset({SESSION_REVOKED}))
+    plans: list[Plan[Any]] = [
+        signals.configuration.map_person(None, IDP, ALICE, operator(world)),
+        signals.configuration.set_receiver(receiver, operator(world)),
+        signals.configuration.add_transmitter(IDP, keys, operator(world)),
+    ]
+    for plan in plans:
+        with pytest.raises(MonitoringError) as met:
+            plan.answer(Outcome(Verdict.CONFLICT))
+        assert met.value.reason == "changed"
 
 
 def _entry(**more: Any) -> dict[str, Any]:

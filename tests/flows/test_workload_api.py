@@ -274,16 +274,6 @@ async def test_validation_gives_the_claims_or_an_invalid_argument_with_the_reaso
             assert "private" not in str(refused)
 
 
-async def test_the_wit_profile_can_be_switched_off(tmp_path: Path) -> None:
-    async with serve(tmp_path, wit_on=False) as served, RawClient.connect(served.path) as client:
-        served.identities.latest.set(state())
-        for method in (service.FETCH_WIT_SVID, service.FETCH_WIT_BUNDLES):
-            answer = await client.answer(client.call(method))
-            assert (answer.status, answer.code) == (UNIMPLEMENTED, "node.profile_off")
-        number = client.call(service.FETCH_X509_SVID)
-        await until(lambda: client.answers[number].data)
-
-
 async def test_an_answer_larger_than_clients_accept_is_refused_whole(tmp_path: Path) -> None:
     async with serve(tmp_path) as served, RawClient.connect(served.path) as client:
         many = tuple(

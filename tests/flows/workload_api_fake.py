@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 from aims.errors import AimsError
 from aims.identifiers import SpiffeId, TrustDomain
 from aims.node.api_server import ApiServer
-from aims.node.grpc_guard import GuardLimits
+from aims.node.grpc_guard import Answers, GuardLimits
 from aims.node.identities import (
     IdentityState,
     JwtIdentity,
@@ -31,7 +31,7 @@ from aims.node.identities import (
 from aims.node.workload_api import WorkloadApi
 from aims.node.workload_errors import WorkloadApiError
 from aims.proto.framing import frame
-from aims.proto.workload_service import Method
+from aims.proto.workload_service import FETCH_WIT_BUNDLES, FETCH_WIT_SVID, Method
 
 PATIENCE = 10.0
 ACME = TrustDomain("acme.example")
@@ -155,13 +155,21 @@ class Served:
         return self.callers[-1]
 
 
+class _WithoutWit(WorkloadApi[FakeCaller]):
+    """Another node, which has no WIT profile: its methods are UNIMPLEMENTED (R-WA-12)."""
+
+    def answers(self) -> Mapping[Method, Answers[FakeCaller]]:
+        wit = {FETCH_WIT_SVID, FETCH_WIT_BUNDLES}
+        return {method: answer for method, answer in super().answers().items() if method not in wit}
+
+
 @contextlib.asynccontextmanager
 async def serve(
     folder: Path, limits: GuardLimits | None = None, *, wit_on: bool = True, mode: int = 0o600
 ) -> AsyncIterator[Served]:
     identities = FakeIdentities()
     served = Served(folder / "workload.sock", identities)
-    api: WorkloadApi[FakeCaller] = WorkloadApi(identities, wit=wit_on)
+    api: WorkloadApi[FakeCaller] = (WorkloadApi if wit_on else _WithoutWit)(identities)
     server = ApiServer(api, served.recognise, limits)
     served.stop = server.stop
     await server.start(served.path, mode)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from aims.cli.errors import CliError
 from aims.cli.explain import explain, reasons
 
 
-def test_every_code_has_a_sentence_and_belongs_to_one_layer() -> None:
+def test_every_code_has_a_sentence_says_what_to_do_and_belongs_to_one_layer() -> None:
     known = reasons()
     assert len(known) > 200
     for code, reason in known.items():
@@ -17,6 +19,8 @@ def test_every_code_has_a_sentence_and_belongs_to_one_layer() -> None:
         assert layer.isidentifier()
         assert name
         assert reason.sentence.endswith("."), code
+        # a citation alone is nothing that a person can do
+        assert re.sub(r"RFC \d+[\d ,.]*", "", reason.hint).strip(), code
 
 
 @pytest.mark.parametrize(

@@ -31,11 +31,20 @@ class AuditError(AimsError):
             "An audit record names a person in clear.",
             "Put the person's commitment (aims.audit.people) into the record.",
         ),
-        note_malformed=("A signed note or checkpoint is not in its one exact form.", ""),
+        note_malformed=(
+            "A signed note or checkpoint is not in its one exact form.",
+            "Take the file as its log published it, without changing a line.",
+        ),
         note_key=("A verification key is not in the form name+hash+base64.", "Copy the whole line."),
         note_signer=("The note carries no signature by the pinned key.", "Check which key signs this log."),
-        note_signature=("A signature over the note does not verify.", ""),
-        proof_malformed=("Tree size, index and proof do not fit together.", ""),
+        note_signature=(
+            "A signature over the note does not verify.",
+            "Trust nothing below it: fetch it again, and ask the operator of the log.",
+        ),
+        proof_malformed=(
+            "Tree size, index and proof do not fit together.",
+            "Fetch record, proof and checkpoint again, all of the same tree.",
+        ),
         tile_missing=("A file of the log is missing.", "Restore the log folder; the database cannot replace it."),
         tile_malformed=("A file of the log has not the form that its place demands.", "Run the log verifier."),
         log_ahead=(
@@ -62,6 +71,12 @@ class AuditError(AimsError):
             "Another process numbers the entries of this log.",
             "Only one supervisor may run the sequencer.",
         ),
-        signer_mismatch=("The signer and the log's verification key do not belong together.", ""),
-        person_unknown=("No commitment is stored for this person.", ""),
+        signer_mismatch=(
+            "The signer and the log's verification key do not belong together.",
+            "Sign with the key that the log was begun with, or begin a new log.",
+        ),
+        person_unknown=(
+            "No commitment is stored for this person.",
+            "The person was never here or was erased: check the identifier.",
+        ),
     )

@@ -100,7 +100,7 @@ class AuthorizationError(AimsError):
         scope_parent=("The scope is wider than what the subject token holds.", "Ask for less.", "invalid_scope"),
         details_malformed=(
             "authorization_details is not a list of objects with a type.",
-            "RFC 9396 2.",
+            "Send a JSON array of objects, each with a type (RFC 9396 2).",
             "invalid_authorization_details",
         ),
         details_unknown=(
@@ -183,7 +183,11 @@ class AuthorizationError(AimsError):
         ),
         grant_unknown=("There is no such grant.", "See the grant's id in the token.", "invalid_request"),
         # the server
-        template=("The token that was to be made would break its own specification.", "", "server_error"),
+        template=(
+            "The token that was to be made would break its own specification.",
+            "The log of the server says which part; report it.",
+            "server_error",
+        ),
         unavailable=("The authorization server cannot decide at present.", "Try again.", "temporarily_unavailable"),
     )
 

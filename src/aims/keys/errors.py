@@ -23,11 +23,14 @@ class KeyStoreError(AimsError):
         not_regular=("A key folder or file is of the wrong kind.", "Remove what stands at this place."),
         unavailable=("The key store cannot be read or written now.", "Look at the disk: space, mount, rights."),
         missing=("The key is not in the store.", "Check the store's address, or restore the key from its backup."),
-        exists=("The key is in the store already; keys are never overwritten.", ""),
+        exists=(
+            "The key is in the store already; keys are never overwritten.",
+            "Use the key that is there, or give the new one a new name.",
+        ),
         malformed=("A stored key is damaged.", "Restore the file from a backup, or remove it and rotate."),
         purpose=("The key was made for another purpose.", "Each purpose has keys of its own."),
-        algorithm=("The purpose does not allow this algorithm.", ""),
-        kid=("The key identifier is not one of ours.", ""),
+        algorithm=("The purpose does not allow this algorithm.", "Make the key with an algorithm of its purpose."),
+        kid=("The key identifier is not one of ours.", "Give the identifier as AIMS wrote it."),
         changed=("Another process made the purpose's key in the same moment.", "Start again."),
         not_local=("The key is not in this process and cannot sign without waiting.", "Await its signature instead."),
     )

@@ -149,7 +149,9 @@ class Configuration:
             details=details,
         )
         changes = () if action == "person.map" else (store.changed(resource),)
-        return Plan(Write(record=record, effects=effects, changes=changes), lambda outcome: _settled(outcome, value))
+        return Plan(
+            Write(record=record, effects=effects, changes=changes), lambda outcome: _settled(outcome, value, action)
+        )
 
 
 def known_person(connection: sa.Connection, sub: str) -> Pseudonym:
@@ -160,10 +162,13 @@ def known_person(connection: sa.Connection, sub: str) -> Pseudonym:
         raise MonitoringError("person_unknown") from error
 
 
-def _settled(outcome: Outcome, value: T) -> T:
+def _settled(outcome: Outcome, value: T, action: str) -> T:
     if outcome.verdict is Verdict.COMMITTED:
         return value
-    reason = "transmitter_unknown" if outcome.verdict is Verdict.CONFLICT else "refused"
+    reason = "refused"
+    if outcome.verdict is Verdict.CONFLICT:
+        # Only what must be there can be missing; the other Writes add or replace, and met another one of their kind.
+        reason = "transmitter_unknown" if action == "transmitter.remove" else "changed"
     raise MonitoringError(reason, f"{outcome.verdict}: {outcome.culprit}")
 
 

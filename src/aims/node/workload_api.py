@@ -37,14 +37,10 @@ _EXACT_INTEGERS = 2**53  # a Struct holds every number as a double
 
 
 class WorkloadApi(Generic[C]):
-    """The answers of the Workload API, one method per remote procedure; knows nothing of connections.
+    """The answers of the Workload API, one method per remote procedure; knows nothing of connections."""
 
-    ``wit`` is the configuration switch ``workload_api.wit``: off, both WIT methods answer UNIMPLEMENTED (R-WA-12).
-    """
-
-    def __init__(self, identities: Identities[C], *, wit: bool = True) -> None:
+    def __init__(self, identities: Identities[C]) -> None:
         self._identities = identities
-        self._wit = wit
 
     def answers(self) -> Mapping[service.Method, Answers[C]]:
         """Return who serves which method."""
@@ -72,7 +68,6 @@ class WorkloadApi(Generic[C]):
 
     async def fetch_wit_svid(self, caller: C, request: pb.WITSVIDRequest) -> AsyncGenerator[pb.WITSVIDResponse, None]:
         """Stream the caller's WITs with keys, or the one asked for."""
-        self._require_wit()
         wanted = _spiffe_id(request.spiffe_id)
         async with aclosing(self._states(caller, lambda state: _wit_svids(state, wanted))) as responses:
             async for response in responses:
@@ -82,7 +77,6 @@ class WorkloadApi(Generic[C]):
         self, caller: C, _: pb.WITBundlesRequest
     ) -> AsyncGenerator[pb.WITBundlesResponse, None]:
         """Stream the WIT bundles that the caller may trust."""
-        self._require_wit()
         async with aclosing(self._states(caller, _wit_bundles)) as responses:
             async for response in responses:
                 yield response
@@ -118,10 +112,6 @@ class WorkloadApi(Generic[C]):
                 raise
             raise WorkloadApiError("svid_refused", str(error)) from error
         yield pb.ValidateJWTSVIDResponse(spiffe_id=str(valid.spiffe_id), claims=_struct(valid.claims))
-
-    def _require_wit(self) -> None:
-        if not self._wit:
-            raise WorkloadApiError("profile_off", "workload_api.wit")
 
     async def _states(self, caller: C, project: Callable[[IdentityState], M]) -> AsyncGenerator[M, None]:
         """Turn states into responses; a change that this method does not show is no message."""

@@ -26,6 +26,7 @@ from aims.errors import AimsError
 from aims.identifiers import SpiffeId
 from aims.sdk.call_doors import Doors, Place
 from aims.sdk.caller import CURRENT, SCOPE_KEY, Caller
+from aims.sdk.errors import SdkError
 from aims.sdk.issuer_keys import IssuerKeys
 from aims.sdk.live import Enforcement, Live
 from aims.sdk.node_state import Resource, Settings
@@ -116,6 +117,8 @@ class Middleware:
         self._window = MemoryWindow(identity.clock) if lone else self._live.window
         self._doors: Doors | None = None
         self._made_for: Enforcement | None = None
+        self._warned_for: Enforcement | None = None
+        self._warned: set[str] = set()
         self._known = identity.clock.monotonic()
         self._calls = OpenCalls(self._may_go_on)
         self._live.on_change(self._calls.sweep)
@@ -142,10 +145,22 @@ class Middleware:
                 raise AuthenticationError("target_outside")
             caller = await place.door.caller(_request(place, scope))
         except AimsError as error:
-            _log.info("request refused: %s", error)
+            self._log_refusal(error)
             await refuse(send, error, place)
             return
         await self._serve({**scope, "headers": _without_identity(scope["headers"]), SCOPE_KEY: caller}, receive, send)
+
+    def _log_refusal(self, error: AimsError) -> None:
+        # A fault of this side refuses everybody, and the answer does not say which: it must not pass unseen.
+        if isinstance(error, SdkError):
+            enforcement = self._live.enforcement
+            if enforcement is not self._warned_for:
+                self._warned_for, self._warned = enforcement, set()
+            if error.reason not in self._warned:
+                self._warned.add(error.reason)
+                _log.warning("no request can be let in: %s; fix: %s", error.brief, error.hint)
+                return
+        _log.info("request refused: %s", error)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = OpenCall(scope[SCOPE_KEY], receive, send)

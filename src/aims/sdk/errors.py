@@ -36,7 +36,10 @@ class SdkError(AimsError):
         deadline=("The node did not answer in time.", "Try again; `aims doctor` says why."),
         refused=("The node refused the request as wrong.", "Asking again does not help."),
         unsupported=("The node does not offer this part of the Workload API.", "Asking again does not help."),
-        response_invalid=("The answer of the Workload API breaks its specification and was dropped.", ""),
+        response_invalid=(
+            "The answer of the Workload API breaks its specification and was dropped.",
+            "Use a node of the SDK's version; see the log for what was wrong.",
+        ),
         no_node=("No node answers at the socket.", "Start it with `aims up`; `aims doctor` says what is missing."),
         not_entitled=(
             "The node has no identity for this process.",
@@ -65,6 +68,10 @@ class SdkError(AimsError):
         peer_stopped=("The server that is expected there was stopped.", "Ask its owner."),
         call_refused=("The service refused the call.", "Its own code and hint say why; `aims explain` says more."),
         profile_unknown=("This call profile is not spoken here.", "Use wimse or wimse-method-bound."),
+        tokens_both=(
+            "An access token and a Txn-Token cannot go with one request.",
+            "Give token= to a resource that takes access tokens, txn_token= to one that takes WITs; not both.",
+        ),
         resource_unknown=(
             "The policy has no resource whose server this process is.",
             "Add a row to the table of resources whose peer is this SPIFFE ID.",
@@ -85,7 +92,10 @@ class SdkError(AimsError):
             "Add it: aims resource add NAME --url URL --service SERVICE; or call without the Txn-Token.",
         ),
         request_invalid=("The request cannot be proved: its method or URL has no normal form.", "Use a plain URL."),
-        response_too_large=("The answer of the Workload API is larger than 4 MiB and was not read.", ""),
+        response_too_large=(
+            "The answer of the Workload API is larger than 4 MiB and was not read.",
+            "Entitle this workload to fewer identities.",
+        ),
     )
 
     def __str__(self) -> str:

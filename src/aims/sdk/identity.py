@@ -150,7 +150,7 @@ class Identity:
         ``audience`` is a name that the called service is known to have; by default the request's own URL. ``profile``
         is ``wimse`` or ``wimse-method-bound``; by default what the resource map says for the URL, else ``wimse``.
 
-        Raises: SdkError ``profile_unknown``; a request then raises ``stopped``, ``expired``, ``no_wit``.
+        Raises: SdkError ``profile_unknown``, ``tokens_both``; a request then ``stopped``, ``expired``, ``no_wit``.
         """
         from aims.sdk.httpx2 import ProvedAuth
 
@@ -321,8 +321,10 @@ class Identity:
         self, audience: str | None, profile: str | None, token: Token | None, txn_token: str | None = None
     ) -> Callable[[RequestFacts], Proof]:
         """Return what `auth` proves with, for adapters to other HTTP libraries. Raises: as `auth`."""
-        if profile not in {None, "wimse", "wimse-method-bound"} or (token is not None and txn_token is not None):
+        if profile not in {None, "wimse", "wimse-method-bound"}:
             raise SdkError("profile_unknown", str(profile))
+        if token is not None and txn_token is not None:
+            raise SdkError("tokens_both")
 
         def prove(request: RequestFacts) -> Proof:
             if token is not None:

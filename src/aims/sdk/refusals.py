@@ -18,7 +18,11 @@ from aims.sdk.open_calls import Send
 _ALGORITHMS: Final = " ".join(sorted(DPOP.algorithms))
 # RFC 6750 3.1, by the standard code of an AuthorizationError
 _STATUS: Final[Mapping[str, int]] = {"invalid_request": 400, "insufficient_scope": 403, "temporarily_unavailable": 503}
-_OURS: Final = {"error": "sdk.unavailable", "message": "This service cannot check its callers now.", "hint": ""}
+_OURS: Final = {
+    "error": "sdk.unavailable",
+    "message": "This service cannot check its callers now.",
+    "hint": "The log of the service says why.",
+}
 
 
 def consequence(error: AimsError, place: Place | None) -> Consequence:

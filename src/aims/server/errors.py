@@ -54,6 +54,10 @@ class ServerError(AimsError):
         route=("There is nothing at this path.", "Check the path and method against the command's help."),
         body=("The request's body is not what this call takes.", "Send one JSON object with the members of the call."),
         too_large=("The request is larger than this call allows.", "Send less, or split it."),
+        loading=(
+            "A worker could not load its state in time.",
+            "Look whether the database answers and the disk has room, then start again; `aims doctor` says more.",
+        ),
         starting=("The server has not loaded its state yet.", "Try again in a second."),
         answer=("What answered on the socket is no server of this version.", "Use the version of the running server."),
         internal=("The server failed to answer.", "Look into its log for the request's id."),

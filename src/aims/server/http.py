@@ -169,8 +169,13 @@ class Listener:
             return
         app = self._routes.get((scope["method"], scope["path"]))
         if app is None:
-            status = 405 if scope["path"] in self._paths else 404
-            await respond(send, Answer(status, error_answer(ServerError("route")).body))
+            allowed = sorted(method for method, path in self._routes if path == scope["path"])
+            refusal = error_answer(ServerError("route")).body
+            if allowed:  # RFC 9110 15.5.6
+                answer = Answer(405, refusal, headers=((b"allow", ", ".join(allowed).encode("ascii")),))
+            else:
+                answer = Answer(404, refusal)
+            await respond(send, answer)
             return
         try:
             await app(scope, receive, send)

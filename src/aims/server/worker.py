@@ -30,6 +30,7 @@ from aims.log import start_logging
 from aims.server.admin import AdminDoor
 from aims.server.administration import routes
 from aims.server.core import Core
+from aims.server.errors import ServerError
 from aims.server.http import App
 from aims.server.listeners import Listeners
 from aims.server.monitoring_routes import monitoring_of
@@ -131,9 +132,7 @@ async def work(order: WorkerOrder) -> None:
         core = Core(settings, clock=clock, ids=ids, database=database)
         core.follow()
         database.feed.start(loop)
-        async with asyncio.timeout(LOAD_SECONDS):
-            await core.loaded.wait()
-            await core.keeper.open()
+        await loaded(core)
         listeners = Listeners(core)
         await listeners.open()
         servers = [
@@ -159,6 +158,19 @@ async def work(order: WorkerOrder) -> None:
                 server.should_exit = True
     finally:
         database.close()
+
+
+async def loaded(core: Core) -> None:
+    """Wait until ``core`` has read its state and opened its keys. Raises: ServerError ``loading``."""
+    try:
+        async with asyncio.timeout(LOAD_SECONDS) as limit:
+            await core.loaded.wait()
+            await core.keeper.open()
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        missing = "the keys" if core.loaded.is_set() else "the state"
+        raise ServerError("loading", f"{missing}, within {LOAD_SECONDS:g} seconds") from error
 
 
 def raise_descriptor_limit() -> None:

@@ -46,7 +46,7 @@ class PeopleError(AuthorizationError):
             _CLIENT,
             "invalid_authorization_details",
         ),
-        denied=("The person refused.", "", "access_denied"),
+        denied=("The person refused.", "Do without it, or ask for less.", "access_denied"),
         # consent
         pending_other=(
             "Another request of this agent for the same came at this moment.",
@@ -65,7 +65,11 @@ class PeopleError(AuthorizationError):
             "Send the same, or none.",
             "invalid_grant",
         ),
-        code_verifier=("The verifier does not fit the challenge.", "RFC 7636 4.1.", "invalid_grant"),
+        code_verifier=(
+            "The verifier does not fit the challenge.",
+            "Send the verifier of this challenge.",
+            "invalid_grant",
+        ),
         code_key=("The code is bound to another DPoP key.", "Use the key of dpop_jkt.", "invalid_grant"),
         code_target=("The code is for another resource.", "Ask for its own, or leave it out.", "invalid_target"),
     )

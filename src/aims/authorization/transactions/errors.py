@@ -33,7 +33,7 @@ class TransactionError(AuthorizationError):
         txn_details=("The request details do not fit the purpose.", _POLICY, "invalid_request"),
         txn_json=(
             "A JSON parameter is not one bounded object with each member once.",
-            "8 KiB, depth 8.",
+            "Send one JSON object of at most 8 KiB and depth 8, each member once.",
             "invalid_request",
         ),
         txn_subject=("The subject token is not a live token of this trust domain.", _NEW, "invalid_request"),
