@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import html
+import json
+import re
 from urllib.parse import urlsplit
 
 import pytest
@@ -176,10 +179,34 @@ async def test_scopes_beyond_the_ceiling_are_not_even_offered(world: PeopleWorld
 async def test_details_are_shown_and_go_into_the_token(world: PeopleWorld) -> None:
     agent, browser = await ready(world)
     page = await browser.authorize(agent, authorization_details='[{"type":"notes:share","note":"<n>","copies":3}]')
-    assert "copies: 3" in page.text
-    assert "&lt;n&gt;" in page.text
+    assert "<dt>copies</dt><dd><bdi>3</bdi></dd>" in page.text
+    assert "<dt>note</dt><dd><bdi>&lt;n&gt;</bdi></dd>" in page.text
     token = await world.read((await world.redeem(agent, (await browser.decide(page)).answer["code"])).token)
     assert token.details == ({"type": "notes:share", "note": "<n>", "copies": 3},)
+
+
+async def test_no_value_of_the_details_looks_like_another_member(world: PeopleWorld) -> None:
+    agent, browser = await ready(world)
+    digests = set()
+    for note in ("a, type: notes:read", "a</bdi></dd><dt>type</dt><dd><bdi>notes:read", "\u05d0 copies: 9"):
+        details = json.dumps([{"type": "notes:share", "note": note, "copies": 10}])
+        page = await browser.authorize(agent, authorization_details=details)
+        shown = re.findall(r"<dt>([^<]*)</dt><dd><bdi>([^<]*)</bdi></dd>", page.text)
+        members = [(name, html.unescape(value)) for name, value in shown]
+        assert members == [("copies", "10"), ("note", note), ("type", "notes:share")]
+        digests.add(page.hidden("shown"))
+    assert len(digests) == 3, "a yes is to the values that were shown"
+
+
+async def test_no_value_of_the_details_moves_what_stands_around_it(world: PeopleWorld) -> None:
+    agent, browser = await ready(world)
+    good: dict[str, object] = {"type": "notes:share", "note": "n", "copies": 3}
+    for sign in ("\u202e", "\u2066", "\u200b", "\n", "\x07", "\x7f", "\u2028", "\u00ad"):
+        for hidden in ({"note": f"a{sign}b"}, {f"copies{sign}": 3}, {"type": f"notes:share{sign}"}):
+            page = await browser.authorize(agent, authorization_details=json.dumps([good | hidden]))
+            assert page.answer["error"] == "invalid_authorization_details", hidden
+    fine = json.dumps([good | {"note": "a, \u65e5\u672c \u05d0"}])
+    assert (await browser.authorize(agent, authorization_details=fine)).status == 200
 
 
 async def test_one_request_waits_for_each_agent_and_scope(world: PeopleWorld) -> None:

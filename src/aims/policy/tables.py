@@ -297,7 +297,8 @@ class Tables:
 def check_details(purpose: Purpose, details: Mapping[str, object]) -> None:
     """Refuse (``policy.details``) request details that the purpose does not describe member for member.
 
-    Unknown members, missing required ones, other types, values out of range and empty strings are refused.
+    Unknown members, missing required ones, other types, values out of range, and strings that are empty or hold
+    anything that does not print are refused: people are shown these values, and must not be misled by how they look.
     """
     known = {detail.member: detail for detail in purpose.details}
     for member in details:
@@ -318,6 +319,6 @@ def _fits(detail: Detail, value: object) -> bool:
         if not isinstance(value, int) or isinstance(value, bool) or detail.minimum is None or detail.maximum is None:
             return False
         return detail.minimum <= value <= detail.maximum
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value.isprintable():
         return False
     return value in detail.values if detail.values else 0 < len(value) <= (detail.max_length or 0)
