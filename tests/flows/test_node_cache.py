@@ -296,6 +296,30 @@ class _Launcher:
         return self.below
 
 
+async def test_a_node_that_hears_nothing_of_its_server_vouches_for_no_token(side: Side) -> None:
+    world = side.world
+    cache = IdentityCache(
+        side.state, side.issuer, lambda: cast("Launcher", _Launcher()), node="laptop", clock=world.clock, ids=world.ids
+    )
+    with contextlib.ExitStack() as stack:
+        caller = _connected(stack)
+        await world.agent("daemon", nodes=frozenset())
+        mine = frozenset({Selector("unix", f"uid:{os.geteuid()}"), Selector("unix", f"gid:{os.getegid()}")})
+        demand = Demand(selectors=mine, nodes=frozenset({"laptop"}))
+        await world.commit(world.admin.create_entry(name="daemon", demand=demand, cause=cause()))
+        side.tell()
+        (token,) = await cache.jwt_svids(caller, TOOL, None)
+        assert (await cache.validate_jwt_svid(caller, TOOL[0], token.token)).spiffe_id == token.spiffe_id
+        # a stop may have been missed since the server was last heard
+        world.clock.offset += side.state.max_stale + 1
+        assert not side.state.fresh
+        refused = await _ends(cache.validate_jwt_svid(caller, TOOL[0], token.token))
+        assert (refused.code, status_of(refused)) == ("node.not_ready", Status.UNAVAILABLE)
+        side.tell({"type": "heartbeat", "seq": side.state.seq})
+        assert (await cache.validate_jwt_svid(caller, TOOL[0], token.token)).spiffe_id == token.spiffe_id
+        cache.close()
+
+
 async def test_a_process_that_was_not_launched_is_known_by_its_uid_and_keeps_its_instance(side: Side) -> None:
     launcher = _Launcher()
     cache = IdentityCache(

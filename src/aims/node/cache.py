@@ -99,6 +99,9 @@ class IdentityCache:
 
     async def validate_jwt_svid(self, caller: Caller, audience: str, token: str) -> ValidatedJwtSvid:
         self._tenant(caller)
+        if not self._state.fresh:
+            # Stops that were not heard would be missing, and "valid" would be a guess.
+            raise WorkloadApiError("not_ready", "the server was not heard lately")
         own = self._state.trust_domain
         svid = jwt_svid.validate(token, self._state.bundles.jwt_keys, audience=audience, now=self._clock.now(), own=own)
         if svid.fence is not None:
