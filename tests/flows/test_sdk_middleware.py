@@ -14,7 +14,7 @@ from tests.flows.workload_api_fake import until
 
 from aims.authentication import wpt
 from aims.jose import sign_now
-from aims.sdk import open_calls
+from aims.sdk import asgi, open_calls
 from aims.sdk.asgi import Middleware
 from aims.sdk.caller import Caller, current
 from aims.sdk.errors import SdkError
@@ -222,6 +222,25 @@ async def test_a_nested_resource_is_judged_by_its_own_profile_however_its_path_i
         answer = await it.ask(it.proof(audience="urn:tool"), path="/mcp/%61dmin")
         assert answer.status == 404
         assert (await it.ask(it.proof(url=inner), path="/mcp/admin")).status == 200
+
+
+async def test_names_of_fields_are_bounded_and_an_underscore_hides_no_identity() -> None:
+    async with place() as it:
+        it.guarded = Middleware(it.app, it.served, open_paths=["/health"])
+        known = asgi._tells.cache_info().currsize
+        long = [(f"x-{n:03}" + "a" * 252, "1") for n in range(20)]
+        hidden = [
+            (name, "root") for name in ("x_remote_user", "remote_user", "x-remote_user", "aims_agent", "x_aims_a")
+        ]
+        kept = ("accept_it", "2")
+        # on a path that takes a proof such names are refused altogether
+        for path, sent in (("/health", [*long, ("x-" + "a" * 254, "1")]), ("/mcp", it.proof())):
+            answer = await it.ask([*sent, *hidden, kept], path=path)
+            assert answer.status == 200, (path, answer.body)
+            found = [name for name, _ in it.app.scopes[-1]["headers"]]
+            whole = [b"x-" + b"a" * 254] if path == "/health" else []
+            assert found == [b"host", *whole, b"accept_it"]
+        assert asgi._tells.cache_info().currsize - known <= len(hidden) + 5, "long names are not remembered"
 
 
 async def test_open_paths_are_exact_and_show_no_identity() -> None:

@@ -71,6 +71,7 @@ _IDENTITY_PREFIXES: Final = (
     b"x-ms-client-principal",
 )
 
+MAX_FIELD_NAME: Final = 256
 GRACE_SECONDS: Final = 3.0  # more than one heartbeat
 
 _log = logging.getLogger("aims.sdk")
@@ -226,12 +227,14 @@ def _request(place: Place, scope: Scope) -> HttpRequest:
 
 
 def _without_identity(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    return [field for field in headers if not _tells(field[0])]
+    # A name that is longer than any that means something is dropped, for it must not be remembered either.
+    return [field for field in headers if len(field[0]) <= MAX_FIELD_NAME and not _tells(field[0])]
 
 
-# The same few names come with every request.
+# The same few names come with every request. CGI and WSGI cannot tell an underscore from a hyphen.
 @lru_cache(maxsize=1024)
 def _tells(name: bytes) -> bool:
+    name = name.replace(b"_", b"-")
     return name in _IDENTITY_FIELDS or name.startswith(_IDENTITY_PREFIXES)
 
 
