@@ -12,6 +12,7 @@ from aims.policy.errors import PolicyError
 from aims.policy.question import Decision, Entity, Fact, Question
 from aims.policy.store import active
 from aims.server.admin import AdminCall, AdminRoute, Body, Nothing, Text, reading
+from aims.server.admin_explain import ExplainCalls
 from aims.server.admin_grants import GrantCalls
 from aims.server.admin_monitoring import MonitoringCalls
 from aims.server.admin_people import PeopleCalls
@@ -133,6 +134,7 @@ def routes(core: Core) -> tuple[AdminRoute, ...]:
         *MonitoringCalls(core).routes(),
         *PeopleCalls(core).routes(),
         *GrantCalls(core).routes(),
+        *ExplainCalls(core).routes(),
         AdminRoute("status", "GET", "/admin/v1/status", Nothing, False, status),
         AdminRoute("policy.show", "GET", "/admin/v1/policy", Nothing, False, show),
         AdminRoute("policy.apply", "POST", "/admin/v1/policy", ApplyPolicy, True, apply),
