@@ -12,14 +12,14 @@ import sqlalchemy as sa
 from alembic.autogenerate import produce_migrations, render_python_code
 from alembic.migration import MigrationContext
 
-from aims.server.database import _run, all_tables, newest
+from aims.server.database import all_tables, migrate_on, newest
 
 
 def main() -> None:
     """Compare a fresh database of the newest revision with the metadata."""
     engine = sa.create_engine("sqlite://")
     with engine.begin() as connection:
-        _run(connection, "head")
+        migrate_on(connection, "head")
         context = MigrationContext.configure(connection)
         found = produce_migrations(context, all_tables())
         if found.upgrade_ops is None or found.downgrade_ops is None:

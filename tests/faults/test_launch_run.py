@@ -71,7 +71,7 @@ def test_what_cannot_run_has_one_line_and_a_code(node: Node, argv: list[str], co
     assert err.count(b"\n") == 1
 
 
-def test_signals_are_forwarded(node: Node) -> None:
+def test_signals_to_aims_run_reach_the_program(node: Node) -> None:
     program = (
         "import os, signal\n"
         "heard = lambda number, frame: os.write(1, b'%d\\n' % number)\n"

@@ -457,7 +457,9 @@ async def test_resuming_leaves_old_tokens_dead_and_new_ones_alive(world: TokenWo
     assert (await world.exchange(beta, await world.delegate(again, beta), **READ)).status == 200
 
 
-async def test_ten_exchanges_at_once(world: TokenWorld, alpha: Agent, beta: Agent) -> None:
+async def test_exchanges_at_once_give_a_token_and_a_record_each_and_equal_proofs_one(
+    world: TokenWorld, alpha: Agent, beta: Agent
+) -> None:
     handed_on = await world.delegate(alpha, beta)
     before = len(await _records(world))
     answers = await asyncio.gather(*(world.exchange(beta, handed_on, **READ) for _ in range(10)))

@@ -227,7 +227,9 @@ async def test_the_connection_to_the_authorization_server_ends_with_its_welcome(
 
 
 @CAUSES
-async def test_threads_lose_them_too(cause: Callable[[Place], None]) -> None:
+async def test_the_blocking_client_loses_its_connections_when_the_peer_is_refused(
+    cause: Callable[[Place], None],
+) -> None:
     async with _place() as place:
         loop = asyncio.get_running_loop()
 

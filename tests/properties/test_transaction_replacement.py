@@ -119,7 +119,7 @@ def test_a_transaction_only_narrows(path: list[tuple[str, str, Any, int]]) -> No
         value = after
 
 
-def test_it_does_go_on() -> None:
+def test_a_replacement_within_its_parent_is_accepted() -> None:
     first = token(issued_at=START, began=START, expires=START + 60, details={"amount": 100, "note": "n"})
     after = replaced(text_of(first), HOPS[0], "pay", {"amount": 100, "note": "n"}, START + 30)
     assert (after.requesters, after.details) == ((EDGE,), {"amount": 100, "note": "n"})

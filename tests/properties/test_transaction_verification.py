@@ -185,7 +185,7 @@ def test_the_proof_binds_the_exact_token() -> None:
     assert inner.calls.answer(http(bare, more=[("Txn-Token", text)])) == "tth_missing"
 
 
-def test_it_is_no_credential() -> None:
+def test_a_txn_token_authenticates_nobody_under_any_scheme() -> None:
     inner, text = Inner(), text_of()
     for authorization in (f"Bearer {text}", f"WPT {text}", f"DPoP {text}"):
         assert inner.calls.answer(http(authorization)) != "accept"

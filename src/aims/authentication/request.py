@@ -89,7 +89,7 @@ class HttpRequest(msgspec.Struct, frozen=True, gc=False):
         """Return the value of a field that may be there once, None without it; ``AuthenticationError(reason)``."""
         values = [value for found, value in self.fields if found == name]
         if len(values) > 1:
-            raise AuthenticationError(reason, f"{len(values)} times" if values else "")
+            raise AuthenticationError(reason, f"{len(values)} times")
         return values[0] if values else None
 
 

@@ -1,6 +1,6 @@
 """The Workload Proof Token (draft-ietf-wimse-wpt-02): the holder of a WIT's key made this request.
 
-Steps of ``verify``, in the order of section 2, after the WIT itself was validated (step 1):
+Steps of ``verify_proof``, in the order of section 2, after the WIT itself was validated (step 1):
 
     2. one Authorization field of scheme WPT,     authorization_count, authorization_scheme,
        with one well-formed token                 wpt_malformed

@@ -10,7 +10,7 @@ from aims.cli.administrator import RunDir, Why, call
 from aims.cli.agent_life import remedy
 from aims.cli.output import Output, show, table
 
-person = App(name="person", help="People: end what is done in their name.")
+person = App(name="person", help="People: who may consent to what agents do, and the end of it.")
 
 
 @person.command(name="create")

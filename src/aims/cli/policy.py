@@ -1,4 +1,4 @@
-"""``aims policy``: ask the policy in force."""
+"""``aims policy``: ask the policy in force, show it, put another in force."""
 
 from __future__ import annotations
 

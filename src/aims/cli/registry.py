@@ -1,4 +1,4 @@
-"""``aims owner|agent|service|entry|node``: what is registered, by whom, and where it may run."""
+"""``aims owner|agent|entry|node``: what is registered, by whom, and where it may run."""
 
 from __future__ import annotations
 

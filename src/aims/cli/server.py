@@ -1,4 +1,4 @@
-"""``aims server``: the server alone, and its database."""
+"""``aims server``: prepare the database of a server."""
 
 from __future__ import annotations
 

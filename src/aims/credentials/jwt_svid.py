@@ -29,7 +29,6 @@ from aims.jose.algorithms import SPIFFE_ALGORITHMS
 from aims.jose.jwk import is_thumbprint
 
 REVISION: Final = "SPIFFE JWT-SVID, spiffe/spiffe 665a28f (2026-07-01)"
-DEFAULT_LIFETIME: Final = 300  # seconds
 MAX_LIFETIME: Final = 600  # seconds, of those that we issue; the specification sets no bound
 HEADER: Final[Mapping[str, str]] = {"typ": "JWT"}
 

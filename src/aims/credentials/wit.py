@@ -33,7 +33,6 @@ from aims.jose.door import decode
 from aims.jose.jwk import parse_public, public_jwk, thumbprint_of
 
 REVISION: Final = "draft-ietf-wimse-workload-creds-02, validation order of its editor's copy; SPIFFE WIT-SVID 665a28f"
-DEFAULT_LIFETIME: Final = 3600  # seconds
 MAX_LIFETIME: Final = 86_400  # seconds
 HEADER: Final[Mapping[str, str]] = {"typ": "wit+jwt"}
 

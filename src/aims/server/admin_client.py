@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from aims.errors import AimsError, Reason
+from aims.errors import AimsError
 from aims.server.errors import ServerError
 from aims.server.settings import default_run_dir, default_state_dir
 
@@ -27,7 +27,7 @@ class RefusedError(AimsError):
         self.detail = ""
         self.sentence = sentence
         self.hint = hint
-        self.standard = Reason(sentence).standard
+        self.standard = ""
         self.status = status
 
 

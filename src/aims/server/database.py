@@ -73,7 +73,7 @@ def migrate(url: str, revision: str = "head") -> None:
     engine = _engine(location)
     try:
         with engine.begin() as connection:
-            _run(connection, revision)
+            migrate_on(connection, revision)
     except DBAPIError as error:
         reason = (
             sqlite_failure(error.orig) if error.orig is not None and location.backend == "sqlite" else "unreachable"
@@ -88,7 +88,8 @@ def newest() -> str | None:
     return ScriptDirectory(str(_MIGRATIONS)).get_current_head()
 
 
-def _run(connection: Connection, revision: str) -> None:
+def migrate_on(connection: Connection, revision: str) -> None:
+    """Bring the database of this connection to a revision, within its transaction."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
     config = Config()

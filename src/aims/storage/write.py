@@ -1,7 +1,7 @@
 """The one thing that a request hands to the store: a guarded write and its record.
 
 A ``Write`` is a value. Deciding builds it, committing executes it, perhaps more than once (after a rollback), so
-nothing in it may have an effect of its own. See ``committer`` for the order in which its parts run.
+nothing in it may have an effect of its own. See ``plan`` for the order in which its parts run.
 """
 
 from __future__ import annotations

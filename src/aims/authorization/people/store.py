@@ -245,7 +245,7 @@ def person_inserted(row: Person) -> Effect:
 
 
 def link_inserted(row: LinkRow) -> tuple[Effect, ...]:
-    """Add a link, unused, in place of its person's old ones."""
+    """Add a link, unused; others of the person stay good until they expire or are used."""
     values = {name: getattr(row, name) for name in LinkRow.__slots__}
     return (_once(LINK, row.hash, row.expires), Effect(_LINK, values))
 

@@ -39,7 +39,6 @@ DRAFT: Final = "draft-ietf-oauth-transaction-tokens-11"
 TYP: Final = "txntoken+jwt"
 HEADER: Final[Mapping[str, str]] = {"typ": TYP}
 TOKEN_TYPE: Final = "urn:ietf:params:oauth:token-type:txn_token"  # noqa: S105  a name (section 11.1)
-DEFAULT_LIFETIME: Final = 60  # seconds
 MAX_LIFETIME: Final = 300  # seconds of one token, and of a transaction with all its replacements
 MAX_REPLACEMENTS: Final = 8
 MAX_OCTETS: Final = 8192
