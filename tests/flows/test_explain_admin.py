@@ -13,9 +13,11 @@ from tests.flows.command_world import Answering, answering, typed
 from tests.flows.provisioning_world import proof_jwk
 from tests.flows.transaction_world import TransactionWorld, open_transaction_world
 
+from aims.authorization.keys import TokenKeys
 from aims.cli.errors import CliError
 from aims.cli.explain import explain
 from aims.clock import IdSource, SystemClock
+from aims.keys import KeyStoreError
 from aims.server.admin import AdminDoor
 from aims.server.admin_explain import ExplainCalls
 from aims.server.protocol import PEER, UnixPeer
@@ -137,6 +139,19 @@ async def test_foreign_tampered_and_garbage_are_not_verified_and_say_why(
         assert f"not verified\n  why   {code}" in capsys.readouterr().out
     with pytest.raises(msgspec.ValidationError):
         await _asked(answer, "x" * 20_000)
+
+
+async def test_trouble_with_our_own_keys_is_no_word_on_the_token(
+    world: TransactionWorld, answer: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = await world.own(await world.agent("researcher"))
+
+    async def away(_: TokenKeys) -> None:
+        raise KeyStoreError("uri")
+
+    monkeypatch.setattr(TokenKeys, "current", away)
+    with pytest.raises(KeyStoreError):
+        await _asked(answer, text)
 
 
 async def test_identifiers_that_nobody_knows_are_said_to_be_unknown(

@@ -93,8 +93,12 @@ class ExplainCalls:
         kind = "token"
         try:
             header, claims = decode(text, MOST_OCTETS)
-            kind = KINDS.get(str(header.get("typ", "JWT")), "token of an unknown kind")
-            read = await self._reader(kind)
+        except AimsError as error:
+            return _refused(kind, error)
+        kind = KINDS.get(str(header.get("typ", "JWT")), "token of an unknown kind")
+        # Trouble with our own keys says nothing about the token, so it is no answer.
+        read = await self._reader(kind)
+        try:
             try:
                 seen, expired = read(text, now), False
             except AimsError as error:
@@ -104,7 +108,7 @@ class ExplainCalls:
                     raise
                 seen, expired = read(text, exp - 1), True
         except AimsError as error:
-            return {"kind": kind, "verified": False, "code": error.code, "why": error.sentence, "hint": error.hint}
+            return _refused(kind, error)
         ended = dead(seen.names, seen.epoch, self._core.stops)
         return {
             "kind": kind,
@@ -224,6 +228,10 @@ class ExplainCalls:
             "stop": None if stop is None else {"seq": stop.seq, "blocked": stop.blocked},
             "ends": stop is not None and (stop.blocked or (epoch is not None and epoch < stop.seq)),
         }
+
+
+def _refused(kind: str, error: AimsError) -> dict[str, Any]:
+    return {"kind": kind, "verified": False, "code": error.code, "why": error.sentence, "hint": error.hint}
 
 
 def _state(workload: Workload | None) -> str:
