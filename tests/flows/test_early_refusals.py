@@ -20,6 +20,7 @@ from aims.credentials.model import Fence
 from aims.credentials.x509_svid import X509Svid
 from aims.identifiers import SpiffeId
 from aims.policy.bundle import Bundle
+from aims.provisioning.errors import ProvisioningError
 from aims.server import listeners as listeners_module
 from aims.server import node_stream
 from aims.server.core import Core
@@ -31,6 +32,7 @@ from aims.storage.errors import StorageError
 from aims.storage.schema import outbox
 
 PUBLIC, MTLS = b"localhost:8440", b"localhost:8441"
+FORM = (b"content-type", b"application/x-www-form-urlencoded")
 VERSION = (b"aims-node-version", b"1")
 
 
@@ -187,3 +189,25 @@ async def test_a_store_that_cannot_record_lets_nobody_in(served: Listeners, monk
 
     monkeypatch.setattr(served._core.database, "commit", broken)
     assert (await _ask(served.public, "GET /spiffe/bundle", b"attacker.example"))[0] == 421
+
+
+async def test_a_worker_that_hears_of_no_changes_decides_nothing(
+    served: Listeners, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = (
+        *((app, "POST", path) for app in (served.public, served.mtls) for path in ("/oauth/token", "/oauth/revoke")),
+        *((app, "POST", "/txn/token") for app in (served.public, served.mtls)),
+        *((served.public, "POST", path) for path in ("/login", "/oauth/consent", "/grants/withdraw", "/logout")),
+        *((served.public, "GET", path) for path in ("/login", "/oauth/authorize", "/grants")),
+        (served.public, "POST", "/signals/events"),
+    )
+    for known in (True, False):
+        monkeypatch.setattr(served._core.database.feed, "fresh", lambda _=1.0, known=known: known)
+        for app, method, path in paths:
+            host = MTLS if app is served.mtls else PUBLIC
+            status, answer = await _ask(app, f"{method} {path}", host, FORM)
+            assert (status == 503) is not known, (path, status, answer)
+            if not known and path == "/signals/events":  # the form of RFC 8935 has no place for our code
+                assert answer["description"] == ProvisioningError("behind").sentence
+            elif not known:
+                assert answer.get("aims_error", answer["error"]) == "provisioning.behind", path

@@ -204,6 +204,8 @@ class Answer:
 class TokenWorld:
     """One server process with its memory, read from the feed when ``follow`` is called."""
 
+    current = True
+
     def __init__(self, world: World) -> None:
         self.world = world
         self.database = world.database

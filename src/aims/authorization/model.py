@@ -46,6 +46,10 @@ class Memory(Protocol):
     def stops(self) -> Mapping[Name, StopRow]: ...
     @property
     def seq(self) -> int: ...
+    @property
+    def current(self) -> bool:
+        """Whether the feed was lately read to its head: else stops may be missing, and nothing may be decided."""
+        ...
 
 
 class Submission(msgspec.Struct, frozen=True, gc=False):

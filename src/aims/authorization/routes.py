@@ -24,6 +24,7 @@ from aims.authorization.revocation import Revocation
 from aims.authorization.service import TokenService
 from aims.credentials.x509_svid import X509Svid
 from aims.errors import AimsError
+from aims.provisioning.errors import ProvisioningError
 from aims.storage.database import Database
 from aims.storage.write import Claim, Write
 
@@ -49,6 +50,7 @@ _log = logging.getLogger("aims.authorization")
 class Endpoint(ABC):
     """What the token endpoint and its kin share: reading a submission, answering, and counting floods of strangers.
 
+    While the memory is not ``current`` every answer is 503 (``provisioning.behind``): stops may be missing in it.
     ``url`` is this endpoint's own on this listener; ``peer`` finds the verified certificate of a connection, or is None
     on a listener that asks for none.
     """
@@ -68,6 +70,8 @@ class Endpoint(ABC):
             except AuthorizationError as error:
                 await note(scope, error)
                 raise
+            if not self.memory.current:
+                raise ProvisioningError("behind")
             status, octets = 200, await self.respond(self._submission(scope, body))
         except AimsError as error:
             status, octets = failure(error)

@@ -124,6 +124,11 @@ class Core:
         """The number of the feed that this memory stands for: the epoch of what is issued from it."""
         return self.registry.seq
 
+    @property
+    def current(self) -> bool:
+        """Whether this process has lately read the feed to its head; without it nothing may be decided."""
+        return self.database.feed.fresh(MAX_STALE_LIMIT)
+
     def follow(self) -> None:
         """Load everything and follow the feed from then on."""
         self.database.feed.subscribe(self._learn, self._load)

@@ -15,7 +15,6 @@ from typing import Final, Literal
 from aims.credentials.bundle import BundleSet
 from aims.credentials.mtls import renew, spiffe_server_context
 from aims.errors import AimsError
-from aims.policy.rows import MAX_STALE_LIMIT
 from aims.provisioning.authority.local import Shown, localhost, own_svid
 from aims.provisioning.bundles import domain_bundle
 from aims.provisioning.issuance import IssuanceService
@@ -77,7 +76,7 @@ class Listeners:
             public_ca=core.tls_ca_pem,
             clock=core.clock,
             ids=core.ids,
-            current=lambda: core.database.feed.fresh(MAX_STALE_LIMIT),
+            current=lambda: core.current,
         )
         authorization = AuthorizationRoutes(core, core.key_store)
         transactions = TransactionRoutes(core, authorization.keys)

@@ -22,6 +22,7 @@ from aims.monitoring.receiver import SignalReceiver
 from aims.monitoring.remediation import Remediation
 from aims.monitoring.set import MAX_OCTETS
 from aims.monitoring.transmitter import Transmitter, metadata
+from aims.provisioning.errors import ProvisioningError
 from aims.server.core import Core
 from aims.server.http import Answer, App, Scope, answering, header, json_answer
 
@@ -132,6 +133,8 @@ def monitoring_routes(core: Core) -> dict[tuple[str, str], App]:
     document = msgspec.json.encode(metadata(monitoring.issuer))
 
     async def events(scope: Scope, body: bytes) -> Answer:
+        if not core.current:
+            return refusal(ProvisioningError("behind"))
         client = scope.get("client")
         media_type = header(scope, b"content-type") or ""
         try:
@@ -159,7 +162,7 @@ def monitoring_routes(core: Core) -> dict[tuple[str, str], App]:
     }
 
 
-def refusal(error: MonitoringError) -> Answer:
+def refusal(error: AimsError) -> Answer:
     """Answer a refused SET as RFC 8935 2.3 says: 400 with ``err`` where the SET is at fault, else a status alone."""
     status = _STATUS.get(error.reason, 400 if error.standard else 503)
     headers = ((b"content-language", b"en"), *(_RETRY if status in {429, 503} else ()))

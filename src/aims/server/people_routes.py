@@ -26,6 +26,7 @@ from aims.authorization.people.errors import PeopleError
 from aims.authorization.people.login import LoginService, Session, check_csrf, csrf_of, flood, refusal
 from aims.authorization.people.pages import Page
 from aims.errors import AimsError
+from aims.provisioning.errors import ProvisioningError
 from aims.server.errors import ServerError
 from aims.server.http import STATUS, Answer, App, Receive, Scope, Send, read_body, respond
 from aims.storage.database import Database
@@ -253,6 +254,8 @@ class People:
                     await note(scope, error)
                     raise
                 visit = Visit.of(scope, body)
+                if not self._core.current:
+                    raise ProvisioningError("behind")
                 try:
                     answer = await handle(visit)
                 except PeopleError as error:
