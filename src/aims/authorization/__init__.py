@@ -16,6 +16,8 @@ and nothing asked, nothing given, nothing listed is nothing. Every token names w
     revocation, store                    grants as rows, and how one ends with everything below it
     keys, metadata                       keys of purpose access-token, RFC 8414 and 9728 documents
     routes                               the endpoints
+    model, principals, records, flood    what deciding needs, who is meant, what is recorded, how often for strangers
+    people/, transactions/               consent of people; tokens for one request inside of the trust domain
 
 ``access_token``, ``delegation``, ``scope``, ``authorization_details`` and ``errors`` do no I/O and know no server: a
 resource server needs nothing else.

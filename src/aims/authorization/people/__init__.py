@@ -8,9 +8,8 @@ grant: one row, the root of everything that is delegated below it, ended by one 
     pkce, redirect, request    what an authorization request says, strictly; pure
     store                      people, links, sessions, requests, codes
     login                      links and sessions
-    consent                    from a request to a grant and its code, or to a refusal
+    consent                    from a request to a grant and its code, or to a refusal; what was granted, withdrawn
     code_grant                 what the token endpoint makes of a code
-    withdrawal                 the page of grants
     pages                      the HTML, without any script
 
 Everything that happens once (link, decision, code) is consumed by the store in the Write that acts on it. In records a
