@@ -195,6 +195,7 @@ def test_who_waits_longest_at_a_service_gives_way_and_a_stream_does_not(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(served_connection, "MOST_CONNECTIONS", 5)
+    monkeypatch.setattr(served_connection, "REQUEST_SECONDS", 3 * LIMIT)  # it is not for lateness that they go
 
     async def flow() -> None:
         async with _serving() as port:
@@ -235,6 +236,7 @@ def test_a_service_without_descriptors_takes_them_from_who_waits(run: Run, monke
 
     monkeypatch.setattr(serving, "listening", exhausted)
     monkeypatch.setattr(served_connection, "_MADE_FREE", 2)
+    monkeypatch.setattr(served_connection, "REQUEST_SECONDS", 3 * LIMIT)
 
     async def flow() -> None:
         async with _serving() as port:
