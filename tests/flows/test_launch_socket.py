@@ -241,8 +241,8 @@ async def test_an_executable_written_between_measuring_and_running_gets_no_crede
     table.approve("alpha", measure_for_registration([str(tool), "60"], tmp_path))
     look = Launcher._look
 
-    def swap(*arguments: object) -> object:
-        found = look(*arguments)  # type: ignore[arg-type]
+    def swap(*arguments: object, **options: object) -> object:
+        found = look(*arguments, **options)  # type: ignore[arg-type]
         # in place: the inode and so the descriptor stay
         with tool.open("r+b") as file:
             file.seek(-1, os.SEEK_END)
@@ -274,8 +274,8 @@ async def test_an_executable_replaced_between_measuring_and_running_does_not_run
     table.approve("alpha", measure_for_registration([str(tool)], tmp_path))
     look = Launcher._look
 
-    def swap(*arguments: object) -> object:
-        found = look(*arguments)  # type: ignore[arg-type]
+    def swap(*arguments: object, **options: object) -> object:
+        found = look(*arguments, **options)  # type: ignore[arg-type]
         (tmp_path / "other").replace(tool)
         return found
 

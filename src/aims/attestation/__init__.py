@@ -11,7 +11,7 @@ Nothing here reads a file, a socket or a clock: the node collects, this layer ju
 """
 
 from aims.attestation.errors import AttestationError
-from aims.attestation.launch import UNMEASURED, CodeRoot, LaunchProfile, Measurement, compare
+from aims.attestation.launch import UNMEASURED, CodeRoot, LaunchProfile, Measurement, compare, compare_words
 from aims.attestation.selectors import Selector, matches, parse_selectors
 from aims.attestation.unix import Separation, UnixEvidence, separation
 
@@ -25,6 +25,7 @@ __all__ = [
     "Separation",
     "UnixEvidence",
     "compare",
+    "compare_words",
     "matches",
     "parse_selectors",
     "separation",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aims.attestation.errors import AttestationError
@@ -154,6 +155,17 @@ class LaunchProfile:
         return Selector("launch", f"profile:{hashlib.sha256(self.canonical()).hexdigest()}")
 
 
+def compare_words(profile: LaunchProfile, argv: Sequence[str], roots: Sequence[str]) -> tuple[str, ...]:
+    """Name what differs before any content is read: ``arguments``, ``roots`` (their paths)."""
+    names: list[str] = []
+    allowed = argv[: len(profile.head)] if profile.more_arguments else argv
+    if tuple(allowed) != profile.head:
+        names.append("arguments")
+    if len(set(roots)) != len(roots) or set(roots) != {root.path for root in profile.roots}:
+        names.append("roots")
+    return tuple(names)
+
+
 def compare(profile: LaunchProfile, measurement: Measurement) -> tuple[str, ...]:
     """Name what differs from the profile; the empty tuple means that the profile approves the measurement.
 
@@ -163,14 +175,9 @@ def compare(profile: LaunchProfile, measurement: Measurement) -> tuple[str, ...]
     names: list[str] = []
     if measurement.executable != profile.executable:
         names.append("executable")
-    length = len(profile.head)
-    allowed = measurement.argv[:length] if profile.more_arguments else measurement.argv
-    if allowed != profile.head:
-        names.append("arguments")
+    names += compare_words(profile, measurement.argv, [root.path for root in measurement.roots])
     approved = {root.path: root.digest for root in profile.roots}
     found = {root.path: root.digest for root in measurement.roots}
-    if len(found) != len(measurement.roots) or set(found) != set(approved):
-        names.append("roots")
     names += [f"root:{path}" for path in sorted(found) if path in approved and found[path] != approved[path]]
     if measurement.environment != profile.environment:
         names.append("environment")

@@ -2,7 +2,7 @@
 
     1. who asks: the kernel's peer, not a launched process nor below one, a uid that may launch
     2. what: resolve the program with the cleaned search path, open it once
-    3. measure it in a thread, compare with the approved profile
+    3. compare executable, arguments and paths with the approved profile; measure in a thread, compare the content
     4. start the gate, enter the launch into the table, and only then give the word to execute
     5. recognise connections by pidfd; look at executable and code again before each credential
     6. reap, tell the client, forget
@@ -21,11 +21,19 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from aims.attestation import UNMEASURED, AttestationError, LaunchProfile, UnixEvidence, compare, separation
+from aims.attestation import (
+    UNMEASURED,
+    AttestationError,
+    LaunchProfile,
+    UnixEvidence,
+    compare,
+    compare_words,
+    separation,
+)
 from aims.clock import Clock, IdSource
 from aims.node import environment
 from aims.node.approvals import Approvals, Approved
@@ -33,9 +41,9 @@ from aims.node.connection_limits import ConnectionLimits, Seats
 from aims.node.errors import NodeError
 from aims.node.gate_control import Gate, Identity
 from aims.node.launch_protocol import Ended, Start, refusal, started, variables
-from aims.node.launch_socket import Descriptors, Waiting, bind, receive_signal, receive_start, reply
+from aims.node.launch_socket import Descriptors, Waiting, bind, left, receive_signal, receive_start, reply
 from aims.node.launches import Launch, Launches
-from aims.node.measure import Measured, Measurer, homes_of
+from aims.node.measure import Measured, Measurer, homes_of, refuse_wide, root_paths
 from aims.node.moves import Moves
 from aims.node.peer import Peer, peer_of
 from aims.node.program import DEFAULT_PATH, Program, resolve
@@ -52,7 +60,10 @@ BREATH = 0.5
 """Seconds without new connections after the system had no descriptors left."""
 
 MEASURING = 2
-"""Programs that are measured at once."""
+"""Programs that are measured at once before their launch; as many again are looked at again for a credential."""
+
+NAMED_OCTETS = 32 * 1024**2
+"""Up to this size the executable of a refused launch is read, so that the answer says whether it differs too."""
 
 
 def _nothing(_: object) -> None:
@@ -94,6 +105,8 @@ class Launcher:
         self._moves = Moves()
         self._measurer = Measurer(clock, self._moves)
         self._measuring = asyncio.Semaphore(MEASURING)
+        # apart, so that no launch delays the renewals of what runs
+        self._rechecking = asyncio.Semaphore(MEASURING)
         self._launches = Launches()
         self._seats = Seats(waiting)
         self._listener: socket.socket | None = None
@@ -149,7 +162,7 @@ class Launcher:
         launch.check_executable()
         if launch.measured.measurement.roots:
             try:
-                async with self._measuring:
+                async with self._rechecking:
                     again = await asyncio.to_thread(self._measurer.again, launch.measured)
             except NodeError as error:
                 raise NodeError("launch_mismatch", error.reason) from error
@@ -284,8 +297,16 @@ class Launcher:
         kept, dropped = environment.clean(variables(start))
         # 2. the program
         async with self._measuring:
+            if left(connection):
+                raise NodeError("peer_gone")
             program, measured = await asyncio.to_thread(
-                self._look, [os.fsdecode(item) for item in start.argv], descriptors.folder, kept, peer.uid, approved
+                self._look,
+                [os.fsdecode(item) for item in start.argv],
+                descriptors.folder,
+                kept,
+                peer.uid,
+                approved,
+                gone=lambda: left(connection),
             )
         with program, contextlib.ExitStack() as undo:
             undo.callback(measured.release)
@@ -345,18 +366,44 @@ class Launcher:
         return launch
 
     def _look(
-        self, argv: list[str], folder: int, kept: dict[str, str], uid: int, approved: Approved
+        self,
+        argv: list[str],
+        folder: int,
+        kept: dict[str, str],
+        uid: int,
+        approved: Approved,
+        *,
+        gone: Callable[[], bool],
     ) -> tuple[Program, Measured]:
         cwd = os.readlink(f"/proc/self/fd/{folder}")  # noqa: PTH115 - a magic link, whose text is wanted
         program = resolve(argv, cwd=cwd, path=kept.get("PATH", DEFAULT_PATH))
         try:
-            if isinstance(approved.profile, LaunchProfile):
-                roots = tuple(root.path for root in approved.profile.roots)
-                return program, self._measurer.measure(program, roots=roots, homes=homes_of(uid, kept.get("HOME")))
-            return program, self._measurer.executable(program)
+            if not isinstance(approved.profile, LaunchProfile):
+                return program, self._measurer.executable(program)
+            roots = tuple(root.path for root in approved.profile.roots)
+            homes = homes_of(uid, kept.get("HOME"))
+            alone = self._as_approved(program, approved.profile, roots, homes)
+            return program, self._measurer.measure(program, roots=roots, homes=homes, alone=alone, gone=gone)
         except BaseException:
             program.close()
             raise
+
+    def _as_approved(
+        self, program: Program, profile: LaunchProfile, roots: Sequence[str], homes: Sequence[str]
+    ) -> Measured:
+        """Refuse what is not the approved program before its code is read: gigabytes of anybody's choice."""
+        paths = root_paths(program, roots)
+        for path in paths:
+            refuse_wide(path, homes)
+        differs = compare_words(profile, program.argv, paths)
+        if differs and os.fstat(program.descriptor).st_size > NAMED_OCTETS:
+            raise NodeError("launch_mismatch", "\n".join(differs))
+        alone = self._measurer.executable(program)
+        if alone.measurement.executable != profile.executable:
+            differs = ("executable", *differs)
+        if differs:
+            raise NodeError("launch_mismatch", "\n".join(differs))
+        return alone
 
     def _enter(
         self, *, gate: Gate, peer: Peer, name: str, instance: str, approved: Approved, measured: Measured

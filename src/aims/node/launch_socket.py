@@ -187,6 +187,16 @@ async def receive_signal(connection: socket.socket) -> Signal | None:
     return message if isinstance(message, Signal) else None
 
 
+def left(connection: socket.socket) -> bool:
+    """Tell whether the client is gone; asks the kernel and reads nothing. For any thread."""
+    poll = select.poll()
+    try:
+        poll.register(connection, 0)
+    except ValueError:  # it was closed here
+        return True
+    return bool(poll.poll(0))
+
+
 def reply(connection: socket.socket, message: Started | Refused | Ended, descriptors: Sequence[int] = ()) -> bool:
     """Send a small packet without waiting; False when the client is gone or does not read."""
     try:

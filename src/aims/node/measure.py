@@ -19,7 +19,7 @@ import os
 import pwd
 import signal
 import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -42,6 +42,10 @@ _BLOCK = 1024 * 1024
 _BYTECODE = b"__pycache__"
 
 Key = tuple[int, int, int, int]
+
+
+def _never() -> bool:
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,21 +125,32 @@ class Measurer:
         self._cache: dict[Key, bytes] = {}
         self._telling: dict[int, bool] = {}
 
-    def measure(self, program: Program, *, roots: Sequence[str] = (), homes: Collection[str] = ()) -> Measured:
+    def measure(
+        self,
+        program: Program,
+        *,
+        roots: Sequence[str] = (),
+        homes: Collection[str] = (),
+        alone: Measured | None = None,
+        gone: Callable[[], bool] = _never,
+    ) -> Measured:
         """Measure the ELF and the code roots: the program's own and ``roots`` (absolute).
 
-        ``homes`` are folders that may neither be a root nor lie in one.
+        ``homes`` are folders that may neither be a root nor lie in one. ``alone`` is the program's `executable`, where
+        that was asked before. ``gone`` is asked before each file whether nobody waits for the answer any more.
 
         Raises: NodeError ``program_starter`` where the program starts another one and no root is named,
-            ``root_refused``, ``code_too_large``, ``code_unreadable``, ``code_changing``, ``code_unwatched``.
+            ``root_refused``, ``code_too_large``, ``code_unreadable``, ``code_changing``, ``code_unwatched``,
+            ``peer_gone``.
         """
         if program.starter and not roots:
             raise NodeError("program_starter", program.argv[0])
-        alone = self.executable(program)
-        paths = sorted({*program.roots, *(os.path.realpath(root) for root in roots)})
+        if alone is None:
+            alone = self.executable(program)
+        paths = root_paths(program, roots)
         above = None if self._moves is None else self._moves.watch(paths)
         try:
-            measured, fingerprints = self._roots(paths, program.python, homes)
+            measured, fingerprints = self._roots(paths, program.python, homes, gone)
         except BaseException:
             if above is not None:
                 above.release()
@@ -176,11 +191,11 @@ class Measurer:
         return replace(before, fingerprints=fingerprints) if same and roots == before.measurement.roots else None
 
     def _roots(
-        self, paths: Sequence[str], skip_bytecode: bool, homes: Collection[str]
+        self, paths: Sequence[str], skip_bytecode: bool, homes: Collection[str], gone: Callable[[], bool] = _never
     ) -> tuple[tuple[CodeRoot, ...], tuple[Fingerprint, ...]]:
         for path in paths:
             refuse_wide(path, homes)
-        budget = _Budget()
+        budget = _Budget(gone)
         roots: list[CodeRoot] = []
         fingerprints: list[Fingerprint] = []
         for path in paths:
@@ -252,18 +267,26 @@ class Measurer:
 
 
 class _Budget:
-    __slots__ = ("_files", "_octets")
+    __slots__ = ("_files", "_gone", "_octets")
 
-    def __init__(self) -> None:
+    def __init__(self, gone: Callable[[], bool]) -> None:
+        self._gone = gone
         self._files = 0
         self._octets = 0
 
     def take(self, found: os.stat_result) -> None:
+        if self._gone():
+            raise NodeError("peer_gone")
         self._files += 1
         if stat.S_ISREG(found.st_mode):
             self._octets += found.st_size
         if self._files > MAX_FILES or self._octets > MAX_OCTETS:
             raise NodeError("code_too_large", f"{self._files} files, {self._octets} octets")
+
+
+def root_paths(program: Program, roots: Sequence[str]) -> list[str]:
+    """Return the real paths of all code roots: the program's own and ``roots`` (absolute)."""
+    return sorted({*program.roots, *(os.path.realpath(root) for root in roots)})
 
 
 def refuse_wide(root: str, homes: Collection[str]) -> None:
