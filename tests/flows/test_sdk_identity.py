@@ -155,6 +155,43 @@ async def test_a_node_without_its_own_door_still_gives_an_identity() -> None:
             assert me.ssl_context(TOOL) is me.ssl_context(TOOL)
 
 
+async def test_while_a_credential_is_missing_the_next_one_is_awaited() -> None:
+    async with world({URL: resource(URL)}) as node:
+        seat = await node.seat(AGENT)
+        async with seat.identity() as me:
+            me.live.proof = None  # one stream has spoken after a resumption, the other not yet
+            with pytest.raises(SdkError) as refused:
+                next(me.auth().auth_flow(httpx2.Request("POST", URL)))
+            assert refused.value.code == "sdk.awaited"
+        with pytest.raises(SdkError) as refused:
+            me.live.require_proof()
+        assert refused.value.code == "sdk.not_started"
+
+
+async def test_a_service_says_where_it_is_and_when_no_resource_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with listening(0) as free:
+        port = free.getsockname()[1]
+    there = f"https://localhost:{port}/mcp"
+    for resources, said in (({there: resource(there)}, there), ({URL: resource(URL)}, "aims resource list")):
+        async with world(resources) as node:
+            seat = await node.seat(TOOL)
+            async with seat.identity() as me:
+                serving = asyncio.create_task(serve(_unused, me, port=port))
+                shown = ""
+                async with asyncio.timeout(5):
+                    while not shown:
+                        shown = capsys.readouterr().err
+                        await asyncio.sleep(0.01)
+                serving.cancel()
+                await asyncio.wait([serving])
+        assert shown.startswith(f"{TOOL} serves ")
+        assert said in shown
+
+
+async def _unused(_: object, __: object, ___: object) -> None:
+    raise AssertionError("nobody calls")
+
+
 async def test_no_key_and_no_token_shows_in_any_repr() -> None:
     async with world({URL: resource(URL)}) as node:
         seat = await node.seat(AGENT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -70,6 +70,9 @@ class Place:
             actors=(str(AGENT), str(FOREIGN)),
         )
 
+    instead: Callable[[Caller, Any], Awaitable[None]] | None = None
+    """What the application does with a caller, if not answer 200."""
+
     @property
     def key(self) -> ProofKey:
         return self.me.live.require_proof()
@@ -89,6 +92,9 @@ class Place:
 
     async def _app(self, scope: Any, _: Any, send: Any) -> None:
         self.callers.append(scope["aims.caller"])
+        if self.instead is not None:
+            await self.instead(scope["aims.caller"], send)
+            return
         assert not {name for name, _ in scope["headers"]} & {b"authorization", b"dpop"}
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"done"})
@@ -297,3 +303,48 @@ async def test_without_the_issuers_keys_nobody_is_let_in() -> None:
         await knows(it.served)
         assert (await it.ask(it.headers(it.text()))).status == 503
         assert asked == [1, 1]
+
+
+async def _fail(send: Any) -> None:
+    """What frameworks do before they let an exception out."""
+    await send({"type": "http.response.start", "status": 500, "headers": []})
+    await send({"type": "http.response.body", "body": b"Internal Server Error"})
+
+
+async def test_a_refusal_by_the_application_is_a_403_and_nothing_else_is() -> None:
+    async def narrow(caller: Caller, send: Any) -> None:
+        try:
+            caller.require_scope("wire")
+        except SdkError:
+            await _fail(send)
+            raise
+
+    async def exact(caller: Caller, _: Any) -> None:
+        caller.require_details("pay", amount=5)
+
+    async def broken(_: Caller, send: Any) -> None:
+        await _fail(send)
+        raise RuntimeError("a defect")
+
+    async def unwell(_: Caller, send: Any) -> None:
+        await _fail(send)
+
+    async def begun(caller: Caller, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        caller.require_scope("wire")
+
+    async with place() as it:
+        for code, instead in (("sdk.scope_insufficient", narrow), ("sdk.details_insufficient", exact)):
+            it.instead = instead
+            answer = await it.ask(it.headers(it.text()))
+            assert (answer.status, answer.code) == (403, code)
+            assert 'error="insufficient_scope"' in answer.headers["www-authenticate"]
+        it.instead = unwell
+        answer = await it.ask(it.headers(it.text()))
+        assert (answer.status, answer.body) == (500, b"Internal Server Error")
+        it.instead = broken
+        with pytest.raises(RuntimeError, match="a defect"):
+            await it.ask(it.headers(it.text()))
+        it.instead = begun
+        with pytest.raises(SdkError, match="scope_insufficient"):
+            await it.ask(it.headers(it.text()))

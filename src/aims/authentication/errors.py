@@ -82,7 +82,7 @@ class AuthenticationError(AimsError):
         ),
         window_unavailable=(
             "The replay window cannot be asked, so nobody is let in.",
-            "Try again later; if it stays, the service itself may be suspended: aims agent list",
+            "Try again; if it stays, the service was suspended, or its code approved anew: start it again.",
         ),
         peer_unmapped=("No resource is known at this URL.", "Add a row to the policy's table of resources."),
         proof_template=("The proof that was to be made would break its own specification.", "Check its inputs."),

@@ -86,7 +86,11 @@ class AuthorizationError(AimsError):
         # targets
         target_missing=("The request names no target.", "Send resource, or audience for an agent.", "invalid_target"),
         target_several=("The request names several targets.", "Ask for one token each.", "invalid_target"),
-        target_unknown=("The target is not registered here.", "Use its identifier, octet by octet.", "invalid_target"),
+        target_unknown=(
+            "The target is not registered here.",
+            "Use its URL or one of its audiences: aims resource list",
+            "invalid_target",
+        ),
         target_profile=("The target takes no access tokens.", "Call it with WIT and WPT.", "invalid_target"),
         target_other=(
             "The subject token holds no right at this target.",
@@ -96,7 +100,11 @@ class AuthorizationError(AimsError):
         # scope and details
         scope_missing=("No scope was asked for, and nothing means nothing.", "Send scope.", "invalid_scope"),
         scope_malformed=("The scope is malformed.", "Scopes are separated by one space, each once.", "invalid_scope"),
-        scope_ceiling=("The scope is wider than what the policy allows the agent.", _POLICY, "invalid_scope"),
+        scope_ceiling=(
+            "The scope is wider than what the policy allows the agent.",
+            "A row of [[ceilings]] has to name the agent, the resource and the scope: aims policy show --folder NEW",
+            "invalid_scope",
+        ),
         scope_parent=("The scope is wider than what the subject token holds.", "Ask for less.", "invalid_scope"),
         details_malformed=(
             "authorization_details is not a list of objects with a type.",
@@ -172,7 +180,7 @@ class AuthorizationError(AimsError):
         token_unbound=("The access token is bound to no key.", "Ask for a bound one.", "invalid_token"),
         token_scheme=(
             "The access token was presented under the wrong scheme.",
-            "Bound by jkt: DPoP; else Bearer.",
+            "This resource takes access tokens: send one with the scheme DPoP, as the client of aims.Identity does.",
             "invalid_token",
         ),
         # revocation

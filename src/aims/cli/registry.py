@@ -101,7 +101,12 @@ def approve_agent(
     """Approve another command for an agent, in place of the one that was approved."""
     body = {"name": name, "profile": _profile(command, root, more_arguments=more_arguments, unmeasured=False)}
     answer = call(run_dir, reason, "POST", "agents/approve", body)
-    show(answer, output, f"{answer['spiffe_id']}\napproved: {answer['launch']}")
+    show(
+        answer,
+        output,
+        f"{answer['spiffe_id']}\napproved: {answer['launch']}\n"
+        "what runs under the old approval loses its identity: start it again",
+    )
 
 
 @agent.command(name="list")

@@ -50,7 +50,10 @@ class NodeError(AimsError):
         ),
         launches_full=("The node runs as many processes as it may.", "End one, then start again."),
         stopping=("The node is stopping.", "Start it again: aims up"),
-        node_gone=("The node is not there, or ended while the agent ran.", "Start it: aims up"),
+        node_gone=(
+            "The node is not there, or ended while the agent ran.",
+            "Run it again; if it stays, start the node (aims up), or ask aims doctor.",
+        ),
         socket_path=(
             "The path of a socket is longer than 100 bytes.",
             "Choose a shorter folder: set XDG_RUNTIME_DIR to one.",

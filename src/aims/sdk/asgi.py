@@ -12,6 +12,7 @@ tokens have done their work, and anything else would be a claim that nobody veri
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Collection, Iterable
 from functools import lru_cache
@@ -31,7 +32,7 @@ from aims.sdk.issuer_keys import IssuerKeys
 from aims.sdk.live import Enforcement, Live
 from aims.sdk.node_state import Resource, Settings
 from aims.sdk.open_calls import App, CutError, OpenCall, OpenCalls, Receive, Scope, Send
-from aims.sdk.refusals import describe, refuse
+from aims.sdk.refusals import describe, insufficient, refuse
 
 # Fields that proxies and libraries use to say who is calling; also every name that begins as those below.
 _IDENTITY_FIELDS: Final = frozenset(
@@ -149,11 +150,12 @@ class Middleware:
             self._log_refusal(error)
             await refuse(send, error, place)
             return
-        await self._serve({**scope, "headers": _without_identity(scope["headers"]), SCOPE_KEY: caller}, receive, send)
+        scope = {**scope, "headers": _without_identity(scope["headers"]), SCOPE_KEY: caller}
+        await self._serve(scope, receive, send, place)
 
     def _log_refusal(self, error: AimsError) -> None:
         # A fault of this side refuses everybody, and the answer does not say which: it must not pass unseen.
-        if isinstance(error, SdkError):
+        if isinstance(error, SdkError) and insufficient(error) is None:
             enforcement = self._live.enforcement
             if enforcement is not self._warned_for:
                 self._warned_for, self._warned = enforcement, set()
@@ -163,20 +165,29 @@ class Middleware:
                 return
         _log.info("request refused: %s", error)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, place: Place) -> None:
+        refusal = None
         call = OpenCall(scope[SCOPE_KEY], receive, send)
         self._calls.add(call)
         token = CURRENT.set(call.caller)
         try:
             await self._app(scope, call.receive, call.send)
         except BaseException as error:
-            if not CutError.explains(error):
+            refusal = None if call.started else insufficient(error)
+            if refusal is None and not CutError.explains(error):
+                with contextlib.suppress(CutError):
+                    await call.let_go()
                 raise
         finally:
             CURRENT.reset(token)
             self._calls.discard(call)
         if call.is_cut and not call.started:
             await refuse(send, self._end_of(call.caller), None)
+        elif refusal is not None:
+            self._log_refusal(refusal)
+            await refuse(send, refusal, place)
+        elif not call.is_cut:
+            await call.let_go()
 
     def _now(self) -> Doors:
         enforcement = self._live.enforcement

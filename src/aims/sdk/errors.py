@@ -46,6 +46,10 @@ class SdkError(AimsError):
             "Start the program with `aims run`; `aims entry list` shows what is approved.",
         ),
         stopped=("This agent's identity was taken away.", "Ask its owner; `aims explain` says what happened."),
+        awaited=(
+            "New credentials are on their way from the node.",
+            "Try again in a moment; if it stays, `aims doctor` says what is missing.",
+        ),
         not_started=(
             "The identity is not in use.",
             "Use it inside of `async with aims.Identity()`; without an event loop: aims.sdk.blocking.BlockingIdentity.",

@@ -105,6 +105,7 @@ class Live:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        self._tasks.clear()
         self._give_up(None)
         self._client.close()
         self._node.close()
@@ -136,7 +137,10 @@ class Live:
         return self.settings
 
     def _missing(self) -> SdkError:
-        return SdkError("not_started") if self._refusal is None else SdkError("stopped", self._refusal.brief)
+        if self._refusal is not None:
+            return SdkError("stopped", self._refusal.brief)
+        # after a resumption the streams bring one credential before the other
+        return SdkError("awaited") if self._tasks else SdkError("not_started")
 
     def _complete(self) -> bool:
         wits = self._no_wit or (self.proof is not None and self._anchored)

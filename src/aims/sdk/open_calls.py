@@ -19,6 +19,7 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 SWEEP_SECONDS: Final = 1.0
+MOST_HELD: Final = 64  # messages of an answer of 500 that waits for the application's end
 _GONE: Final[Message] = {"type": "http.disconnect"}
 
 
@@ -36,7 +37,7 @@ class CutError(OSError):
 class OpenCall:
     """One request that was let in. ``receive`` and ``send`` are what the application gets."""
 
-    __slots__ = ("_complete", "_receive", "_send", "_waiting", "caller", "is_cut", "started")
+    __slots__ = ("_complete", "_held", "_receive", "_send", "_waiting", "caller", "is_cut", "started")
 
     def __init__(self, caller: Caller, receive: Receive, send: Send) -> None:
         self.caller = caller
@@ -45,6 +46,7 @@ class OpenCall:
         self._receive = receive
         self._send = send
         self._complete = False  # the request has been read
+        self._held: list[Message] = []
         self._waiting: asyncio.Event | None = None
 
     def cut(self) -> None:
@@ -77,8 +79,21 @@ class OpenCall:
     async def send(self, message: Message) -> None:
         if self.is_cut:
             raise CutError
+        # Frameworks answer 500 before they let an exception out, and it may say that the caller was refused.
+        failing = message["type"] == "http.response.start" and message["status"] == 500
+        if not self.started and (failing or self._held) and len(self._held) < MOST_HELD:
+            self._held.append(message)
+            return
+        await self.let_go()
         self.started = True
         await self._send(message)
+
+    async def let_go(self) -> None:
+        """Send what was held back."""
+        held, self._held = self._held, []
+        for message in held:
+            self.started = True
+            await self._send(message)
 
 
 class OpenCalls:

@@ -18,6 +18,8 @@ from aims.sdk.open_calls import Send
 _ALGORITHMS: Final = " ".join(sorted(DPOP.algorithms))
 # RFC 6750 3.1, by the standard code of an AuthorizationError
 _STATUS: Final[Mapping[str, int]] = {"invalid_request": 400, "insufficient_scope": 403, "temporarily_unavailable": 503}
+INSUFFICIENT: Final = frozenset({"scope_insufficient", "details_insufficient"})
+"""Reasons of an SdkError by which an application refuses its caller."""
 _OURS: Final = {
     "error": "sdk.unavailable",
     "message": "This service cannot check its callers now.",
@@ -37,6 +39,8 @@ def consequence(error: AimsError, place: Place | None) -> Consequence:
     if error.layer == "authorization":
         status = _STATUS.get(error.standard, 401)
         return Consequence(status, _challenge(place, error.standard) if status in {401, 403} else "")
+    if _of_caller(error):
+        return Consequence(403, _challenge(place, "insufficient_scope") if bound else "")
     return Consequence(503, retry_after=5)
 
 
@@ -53,7 +57,19 @@ async def refuse(send: Send, error: AimsError, place: Place | None) -> None:
         headers.append((b"www-authenticate", answer.challenge.encode("ascii")))
     if answer.retry_after:
         headers.append((b"retry-after", str(answer.retry_after).encode("ascii")))
-    await _json(send, answer.status, _OURS if isinstance(error, SdkError) else told, headers)
+    ours = isinstance(error, SdkError) and not _of_caller(error)
+    await _json(send, answer.status, _OURS if ours else told, headers)
+
+
+def insufficient(error: BaseException) -> SdkError | None:
+    """Return the refusal of a caller by the application that ``error`` is, alone or in groups."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error if isinstance(error, SdkError) and error.reason in INSUFFICIENT else None
+
+
+def _of_caller(error: AimsError) -> bool:
+    return insufficient(error) is not None
 
 
 async def describe(send: Send, place: Place, issuer: str) -> None:

@@ -14,13 +14,17 @@ import errno
 import signal
 import socket
 import ssl
+import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
+from urllib.parse import urlsplit
 
 import uvicorn
 
+from aims.identifiers import SpiffeId
 from aims.sdk.errors import SdkError
+from aims.sdk.node_state import Settings
 from aims.sdk.open_calls import App
 from aims.sdk.served_connection import Crowd, ServedConnection
 from aims.tls.acceptor import Acceptor, Handshakes
@@ -43,6 +47,16 @@ class Shown(Protocol):
     def server_context(self) -> ssl.SSLContext:
         """Return the TLS context to serve with."""
         ...
+
+
+@runtime_checkable
+class Known(Protocol):
+    """What an `aims.Identity` knows of itself."""
+
+    @property
+    def spiffe_id(self) -> SpiffeId: ...
+    @property
+    def settings(self) -> Settings: ...
 
 
 def listening(port: int, host: str = "127.0.0.1", *, shared: bool = False) -> socket.socket:
@@ -82,6 +96,7 @@ async def serve(
 ) -> None:
     """Serve ``app`` until the process is told to end (SIGTERM, SIGINT); ``ready`` is called with the port in use.
 
+    Without ``ready`` one line on standard error says where, and names the resources of the policy that are there.
     ``shared`` is that of `listening`: each process must have been launched by itself, for a child has no identity.
 
     Raises: PortInUseError, other OSError, SdkError as `aims.Identity.server_context`.
@@ -103,9 +118,21 @@ async def serve(
                 timeout_graceful_shutdown=END_SECONDS,
             ),
         )
-        if ready is not None:
-            server.ready = lambda: ready(opened.getsockname()[1])
+        announce = ready or (lambda at: _announce(identity, at))
+        server.ready = lambda: announce(opened.getsockname()[1])
         await server.serve(sockets=[opened])
+
+
+def _announce(identity: Shown, port: int) -> None:
+    try:
+        if not isinstance(identity, Known):
+            return
+        own = identity.settings.of_peer(identity.spiffe_id)
+    except SdkError:  # without the node's settings nothing is known of resources; the middleware says so
+        return
+    here = [row.url for row in own if urlsplit(row.url).port == port]
+    found = ", ".join(here) or f"port {port}, where the policy has no resource of this service: aims resource list"
+    sys.stderr.write(f"{identity.spiffe_id} serves {found}\n")
 
 
 class _Server(uvicorn.Server):
