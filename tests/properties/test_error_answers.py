@@ -19,6 +19,13 @@ from aims.storage.errors import StorageError
 COMMAND = re.compile(r"`aims((?: [a-z][a-z-]+)+)")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _every_reason() -> None:
+    """Know every table of reasons, whichever modules other tests have imported."""
+    for file in Path(aims.__file__).parent.rglob("*errors.py"):
+        importlib.import_module(".".join(("aims", *file.relative_to(Path(aims.__file__).parent).with_suffix("").parts)))
+
+
 def test_every_status_belongs_to_a_reason_that_exists() -> None:
     assert set(STATUS) <= {code for code, _ in catalogue()}
 
@@ -52,8 +59,6 @@ def test_what_the_caller_can_mend_is_no_503(error: ServerError | StorageError, s
 
 
 def test_hints_name_commands_that_exist() -> None:
-    for file in Path(aims.__file__).parent.rglob("*errors.py"):
-        importlib.import_module(".".join(("aims", *file.relative_to(Path(aims.__file__).parent).with_suffix("").parts)))
     named = [
         (code, found[1].split())
         for code, entry in catalogue()
