@@ -154,6 +154,17 @@ async def test_trouble_with_our_own_keys_is_no_word_on_the_token(
         await _asked(answer, text)
 
 
+async def test_an_agent_is_found_by_the_name_that_every_other_command_takes(
+    world: TransactionWorld, answer: Answering, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent = await world.agent("reader")
+    by_name, by_id = [await _asked(answer, what) for what in ("reader", agent.id)]
+    assert by_name == by_id
+    assert (by_name["known"], by_name["kind"]) == (True, "agent")
+    await typed(answer, monkeypatch, "explain", "reader")
+    assert "agent" in capsys.readouterr().out
+
+
 async def test_identifiers_that_nobody_knows_are_said_to_be_unknown(
     world: TransactionWorld, answer: Answering, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,7 @@ from aims.credentials.model import Fence
 from aims.errors import AimsError
 from aims.jose.door import decode
 from aims.provisioning.bundles import domain_bundle
+from aims.provisioning.errors import ProvisioningError
 from aims.provisioning.registry.model import Workload
 from aims.server.admin import AdminCall, AdminRoute, Body, reading
 from aims.server.core import Core
@@ -83,9 +84,18 @@ class ExplainCalls:
             value = await self._token(body.what, call.now)
             details: dict[str, Any] = {"asked": value["kind"], "verified": value["verified"]}
         else:
-            value = await self._identifier(body.what)
+            value = await self._identifier(self._long_name(body.what))
             details = {"asked": value["kind"], "known": value["known"]}
         return reading(call, "explain", value, details)
+
+    def _long_name(self, what: str) -> str:
+        """Return the SPIFFE ID of an agent or service that is called by its name, and anything else as it is."""
+        if ":" in what or self._core.registry.has_node(what):
+            return what
+        try:
+            return str(self._core.registry.workload(what).spiffe_id)
+        except ProvisioningError:
+            return what
 
     # --- tokens
 
