@@ -24,7 +24,7 @@ demo: $(VENV)/.run ## the whole story on loopback, with what was expected and wh
 	$(BIN)/aims demo
 
 test: $(VENV)/.dev ## every ring of tests, on SQLite and PostgreSQL
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.dev ## format, lint, types, import layers (static only)
 	$(BIN)/ruff format --check .

@@ -144,7 +144,7 @@ async def test_a_server_that_is_away_is_named(world: World) -> None:
     away = dataclasses.replace(token, url=f"https://localhost:{free_port()}")
     status, text = await output_of(world.node_argv(token=world.token_file(away.encode())))
     assert (status, "node.server_unreachable" in text) == (1, True)
-    assert "fix: Run it again; if it stays, start the node (aims up)" in text
+    assert "fix: Start it: aims up" in text
     status, text = await output_of(world.node_argv())
     assert (status, "node.not_joined" in text) == (1, True)
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -88,6 +89,43 @@ def test_checkpoints_come_at_most_each_second_and_at_least_each_minute(quick: Lo
     assert sequencer.stop().size == 5
     assert [json.loads(entry)["type"] for entry in quick.entries()[3:]] == ["log.stop", "token.refuse"]
     assert quick.verify().exit == 0
+
+
+def test_a_step_that_nobody_waits_for_any_more_and_the_last_one_do_not_run_side_by_side(
+    quick: LogUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sequencer = quick.sequencer()
+    quick.commit("a" * 26, [record(n) for n in range(9)])
+    writing, go_on, ending = threading.Event(), threading.Event(), threading.Event()
+    write, side_by_side = LogFolder.write, []
+
+    def slowly(folder: LogFolder, files: dict[str, bytes]) -> None:
+        if not writing.is_set():
+            writing.set()
+            assert go_on.wait(10)
+        elif not go_on.is_set():
+            side_by_side.append(tuple(files))
+        write(folder, files)
+
+    def end() -> None:
+        ending.set()
+        sequencer.stop()
+
+    monkeypatch.setattr(LogFolder, "write", slowly)
+    left, last = threading.Thread(target=sequencer.step), threading.Thread(target=end)
+    left.start()
+    assert writing.wait(10)
+    quick.commit("a" * 26, [record(n) for n in range(9, 12)])
+    last.start()
+    assert ending.wait(10)
+    last.join(0.3)  # long enough to write, if nothing held it up
+    assert last.is_alive()
+    go_on.set()
+    left.join(10)
+    last.join(10)
+    assert not side_by_side
+    result = quick.verify()
+    assert (result.exit, result.message, result.size) == (0, "consistent, tail unwitnessed", 14)
 
 
 def test_a_clock_set_back_does_not_move_recorded_back(quick: LogUnderTest) -> None:

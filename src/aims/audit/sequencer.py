@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -70,7 +71,7 @@ class Sequencer:
     around each of them. ``sign`` makes an Ed25519 signature that ``key`` verifies; the key's name is the log's origin.
     """
 
-    __slots__ = ("_baton", "_clock", "_due", "_engine", "_folder", "_ids", "_key", "_log", "_own", "_sign")
+    __slots__ = ("_alone", "_baton", "_clock", "_due", "_engine", "_folder", "_ids", "_key", "_log", "_own", "_sign")
 
     def __init__(
         self,
@@ -90,6 +91,8 @@ class Sequencer:
         self._clock = clock
         self._ids = ids
         self._baton = baton
+        # A step that nobody waits for any more runs on in its thread; the next one must not begin beside it.
+        self._alone = threading.Lock()
         self._log: _Open | None = None
         self._own: list[str] = ["log.start"]  # types of own records that wait for a place
         self._due: float | None = None  # when the last checkpoint was published, by the monotonic clock
@@ -101,6 +104,10 @@ class Sequencer:
         ``tile_missing``, ``tile_malformed``, ``note_malformed``, ``note_signer``, ``note_signature`` (the log cannot
         go on without a person), ``sequencer_displaced``, ``signer_mismatch``; and what database and disk raise.
         """
+        with self._alone:
+            return self._step(now=now)
+
+    def _step(self, *, now: bool) -> Step:
         try:
             log = self._log
             if log is None:
@@ -127,8 +134,9 @@ class Sequencer:
 
     def stop(self) -> Step:
         """Record an orderly end, and publish everything that waits."""
-        self._own.append("log.stop")
-        return self.step(now=True)
+        with self._alone:
+            self._own.append("log.stop")
+            return self._step(now=True)
 
     def prune(self, keep: int) -> int:
         """Drop published bodies from the outbox except the newest ``keep``; return how many went."""
