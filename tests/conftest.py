@@ -17,8 +17,10 @@ from aims.storage.database import Database
 
 
 def pytest_configure() -> None:
-    """Take Ctrl-C again: a shell's background job ignores it, and so would every program that a test starts."""
+    """Take signals again that a shell's background job or ``nohup`` ignores; every program of a test would, too."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture
