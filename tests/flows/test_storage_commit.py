@@ -94,6 +94,16 @@ async def together(database: Database, writes: list[Write]) -> list[Outcome | Ba
     return list(await asyncio.gather(*tasks, return_exceptions=True))
 
 
+async def test_what_a_turn_hands_over_after_the_close_is_told_so_and_leaves_nothing(database: Database) -> None:
+    task = asyncio.ensure_future(database.commit(Write(record=say)))
+    await asyncio.sleep(0)  # handed over; the turn has not ended
+    database.committer.close()
+    with pytest.raises(StorageError) as refused:
+        await task
+    assert refused.value.code == "storage.closed"
+    assert records(database) == []
+
+
 async def test_a_write_leaves_its_effects_changes_and_record(database: Database) -> None:
     outcome = await database.commit(
         Write(

@@ -296,3 +296,11 @@ def test_what_starts_another_program_is_measured_only_with_a_root_of_its_own(nam
         assert refused.value.code == "node.program_starter"
         measured = Measurer(SystemClock()).measure(program, roots=[str(tmp_path / "code")])
     assert {root.path for root in measured.measurement.roots} == {str(tmp_path / "code"), str(agent)}
+
+
+def test_a_shell_that_is_a_link_to_busybox_is_a_shell(tmp_path: Path) -> None:
+    shutil.copy("/bin/true", tmp_path / "busybox")
+    (tmp_path / "sh").symlink_to("busybox")
+    script = _file(tmp_path / "run.sh", "")
+    program = _resolve(tmp_path, str(tmp_path / "sh"), "run.sh")
+    assert (program.starter, program.roots) == (False, (str(script),))

@@ -357,8 +357,9 @@ def _leave_traces(descriptor: int, found: os.stat_result, name: str) -> bool:
     except OSError as error:
         if error.errno == errno.EAGAIN:
             raise NodeError("code_changing", f"{name} is open for writing") from error
-        # Another user's file gets no lease, and a file system may have none. Root alone writes what is root's.
-        return found.st_uid == 0 and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        # Another user's file gets no lease, and a file system may have none. Root alone writes what is root's; where
+        # this node is root itself, so are the programs that it starts.
+        return found.st_uid == 0 != os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     return True
 

@@ -106,8 +106,10 @@ def resolve(argv: Sequence[str], *, cwd: str, path: str = DEFAULT_PATH) -> Progr
         # 4. the code behind the interpreter
         if _is(_PYTHON, arguments[0]):
             return _python(descriptor, arguments, cwd)
-        starter = _is(_STARTER, arguments[0])
-        if starter or _is(_INTERPRETER, arguments[0]):
+        # where sh is a link to busybox it is the shell all the same
+        shell = _INTERPRETER.fullmatch(os.path.basename(arguments[0])) is not None  # noqa: PTH119 - text in, text out
+        starter = not shell and _is(_STARTER, arguments[0])
+        if starter or shell or _is(_INTERPRETER, arguments[0]):
             return _other(descriptor, arguments, cwd, starter=starter)
         return Program(
             descriptor=descriptor, argv=tuple(arguments), roots=(), python=False, isolated=False, open_ended=True
