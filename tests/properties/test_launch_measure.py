@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import shutil
@@ -329,7 +330,7 @@ def test_without_a_lease_only_what_root_alone_writes_is_remembered(
     def none(*_: object) -> int:
         raise OSError(errno.EINVAL, "no leases here")
 
-    monkeypatch.setattr(measure.fcntl, "fcntl", none)
-    monkeypatch.setattr(measure.os, "geteuid", lambda: node)
+    monkeypatch.setattr(fcntl, "fcntl", none)
+    monkeypatch.setattr(os, "geteuid", lambda: node)
     found = os.stat_result((0o100000 | mode, 1, 1, 1, owner, 0, 0, 0, 0, 0))
     assert measure._leave_traces(0, found, "agent.py") is remembered
